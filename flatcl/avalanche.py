@@ -1,0 +1,284 @@
+"""LDC in Avalanche: ``LDCPlugin``, the ``LDC`` strategy, and an offset on old classes' logits.
+
+A thin adapter: hooks are translated into calls of ``flatcl.core.engine.Landscape``, nothing else.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import fields
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils.data import DataLoader
+
+from flatcl.core.engine import Landscape
+from flatcl.core.options import LDCOptions
+from flatcl.errors import OptionError, StateError
+from flatcl.host import ensure_avalanche
+
+ensure_avalanche()
+
+from avalanche.core import BasePlugin, SupervisedPlugin  # noqa: E402
+from avalanche.models import avalanche_forward  # noqa: E402
+from avalanche.training.plugins.evaluation import EvaluationPlugin, default_evaluator  # noqa: E402
+from avalanche.training.templates import SupervisedTemplate  # noqa: E402
+
+_OPTIONS = tuple(field.name for field in fields(LDCOptions))
+_OF_EWC = ("ewc_lambda", "mode", "decay_factor", "keep_importance_data")
+
+
+class LDCPlugin(SupervisedPlugin):
+    """Adds LDC to a strategy; it needs no argument.
+
+    Any template serves that calls ``before_training_exp``, ``after_update``,
+    ``after_training_exp``, ``before_eval`` and ``after_eval``. One plugin object serves one
+    strategy.
+
+    Args:
+        **options: fields of ``flatcl.LDCOptions``.
+
+    Raises:
+        OptionError: an option is unknown or out of its range.
+    """
+
+    supports_distributed = False
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__()
+        unknown = sorted(set(options) - set(_OPTIONS))
+        if unknown:
+            raise OptionError(f"LDC has no option {unknown[0]!r}; it has {', '.join(_OPTIONS)}")
+        self.options = LDCOptions(**options)
+        self.landscape: Landscape | None = None
+        self._owner: SupervisedTemplate | None = None
+        self._mbatch: Sequence[Tensor] = ()
+        self._evaluation = ExitStack()
+
+    def before_training_exp(self, strategy: SupervisedTemplate, **kwargs: Any) -> None:
+        """Begin a task, after Avalanche has adapted the model and the optimiser.
+
+        Args:
+            strategy: the strategy that trains.
+            **kwargs: unused.
+
+        Raises:
+            StateError: the plugin already serves another strategy.
+        """
+        if self._owner is not None and self._owner is not strategy:
+            raise StateError(
+                "this LDCPlugin already holds the tasks of another strategy: make one LDCPlugin "
+                "for each strategy"
+            )
+        if self.landscape is None:
+            self._owner = strategy
+            self.landscape = Landscape(
+                strategy.model,
+                strategy.optimizer,
+                options=self.options,
+                forward=lambda batch: avalanche_forward(strategy.model, batch[0], batch[-1]),
+            )
+        self.landscape.model = strategy.model
+        self.landscape.begin_task(_steps(strategy))
+
+    def after_update(self, strategy: SupervisedTemplate, **kwargs: Any) -> None:
+        """Count the optimiser's step; pull where one is due.
+
+        Args:
+            strategy: the strategy that trains.
+            **kwargs: unused.
+        """
+        assert self.landscape is not None
+        self.landscape.step(len(strategy.mb_y))
+
+    def after_training_exp(self, strategy: SupervisedTemplate, **kwargs: Any) -> None:
+        """End the task: centre, measure, merge.
+
+        Args:
+            strategy: the strategy that trains.
+            **kwargs: unused.
+        """
+        assert self.landscape is not None
+        self.landscape.end_task(
+            _random_batches(strategy, self.options, self.landscape.generator)
+            if self.options.source == "probe"
+            else None
+        )
+
+    def before_eval(self, strategy: SupervisedTemplate, **kwargs: Any) -> None:
+        """Show pulled weights to an evaluation in mid-task.
+
+        Args:
+            strategy: the strategy that evaluates.
+            **kwargs: unused.
+        """
+        if self.landscape is not None:
+            self._evaluation.enter_context(self.landscape.evaluating())
+
+    def after_eval(self, strategy: SupervisedTemplate, **kwargs: Any) -> None:
+        """Put the training's weights back, bit for bit.
+
+        Args:
+            strategy: the strategy that evaluates.
+            **kwargs: unused.
+        """
+        self._evaluation.close()
+
+    def bytes_held(self) -> int:
+        """Return the bytes kept between tasks, constant in their number.
+
+        Returns:
+            Bytes, without the model and its optimiser.
+        """
+        return 0 if self.landscape is None else self.landscape.bytes_held()
+
+
+def _steps(strategy: SupervisedTemplate) -> int | None:
+    """Return the task's number of steps, None where it may stop early or cannot be known."""
+    if any(type(plugin).__name__ == "EarlyStoppingPlugin" for plugin in strategy.plugins):
+        return None
+    try:
+        return len(strategy.dataloader) * int(strategy.train_epochs)
+    except (TypeError, AttributeError):
+        return None
+
+
+def _random_batches(
+    strategy: SupervisedTemplate, options: LDCOptions, generator: torch.Generator
+) -> Iterator[Sequence[Tensor]]:
+    """Yield batches of random inputs of the experience, under its evaluation transforms."""
+    dataset = strategy.experience.dataset.eval()
+    # Drawn with the landscape's generator: the global random state stays as it is.
+    chosen = torch.randperm(len(dataset), generator=generator)[: options.probe_inputs]
+    loader = DataLoader(
+        dataset,
+        batch_size=min(len(chosen), 32 * options.probe_batch),
+        sampler=chosen.tolist(),
+        collate_fn=getattr(dataset, "collate_fn", None),
+        generator=torch.Generator(),
+    )
+    yield from loader
+
+
+class OldClassOffset(SupervisedPlugin):
+    """Subtracts m from the logits of absent old classes, in the training loss only.
+
+    A class is old if an earlier experience had labels of it, absent if this one has none. Under a
+    shared softmax the absent classes are pushed down by every sample of the new ones; the offset
+    is the logit adjustment for their prior in the task, which is nil. It composes with every
+    method, changes nothing where all classes are present in all tasks, and stores class numbers
+    alone.
+
+    Source: logit adjustment, Menon et al., ICLR 2021, applied to an absent class.
+
+    Args:
+        offset: m ≥ 0, in logits (nats).
+
+    Raises:
+        OptionError: the offset is negative or not finite.
+    """
+
+    def __init__(self, offset: float) -> None:
+        super().__init__()
+        if not 0 <= offset < float("inf"):
+            raise OptionError(f"offset is {offset!r}; it must be a finite number, 0 or more")
+        self.offset = float(offset)
+        self.seen: set[int] = set()
+        self._absent: list[int] = []
+
+    def before_training_exp(self, strategy: SupervisedTemplate, **kwargs: Any) -> None:
+        """Find the old classes that this experience lacks.
+
+        Args:
+            strategy: the strategy that trains.
+            **kwargs: unused.
+        """
+        present = {int(c) for c in strategy.experience.classes_in_this_experience}
+        self._absent = sorted(self.seen - present)
+        self.seen |= present
+
+    def after_forward(self, strategy: SupervisedTemplate, **kwargs: Any) -> None:
+        """Lower the absent classes' logits for the loss that follows.
+
+        Args:
+            strategy: the strategy that trains.
+            **kwargs: unused.
+        """
+        if self._absent and self.offset:
+            shift = torch.zeros(strategy.mb_output.shape[-1], device=strategy.device)
+            shift[self._absent] = self.offset
+            strategy.mb_output = strategy.mb_output - shift
+
+
+class LDC(SupervisedTemplate):
+    """The LDC strategy: Avalanche's ``EWC`` by another name, and with nothing to tune.
+
+    Takes what ``avalanche.training.EWC`` takes, with the fields of ``flatcl.LDCOptions`` in place
+    of EWC's own. ``ewc_lambda``, ``mode``, ``decay_factor`` and ``keep_importance_data`` are accepted
+    from an old script, ignored, and named in one warning.
+
+    Args:
+        model: the network.
+        optimizer: the optimiser that trains it.
+        criterion: the loss.
+        train_mb_size: samples a training minibatch.
+        train_epochs: epochs an experience.
+        eval_mb_size: samples an evaluation minibatch.
+        device: where to train.
+        plugins: further plugins; the caller's list is left as it is.
+        evaluator: metrics and loggers.
+        eval_every: as in every Avalanche strategy.
+        **kwargs: fields of ``LDCOptions``, and further arguments of ``SupervisedTemplate``.
+
+    Raises:
+        OptionError: an option is out of its range.
+        TypeError: a keyword that neither LDC nor ``SupervisedTemplate`` knows.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: nn.Module,
+        optimizer: Optimizer,
+        criterion: Callable[[Tensor, Tensor], Tensor],
+        train_mb_size: int = 1,
+        train_epochs: int = 1,
+        eval_mb_size: int | None = None,
+        device: str | torch.device = "cpu",
+        plugins: Sequence[BasePlugin] | None = None,
+        evaluator: EvaluationPlugin | Callable[[], EvaluationPlugin] = default_evaluator,
+        eval_every: int = -1,
+        **kwargs: Any,
+    ) -> None:
+        ignored = [name for name in _OF_EWC if kwargs.pop(name, None) is not None]
+        if ignored:
+            warnings.warn(
+                f"LDC has nothing to tune: {', '.join(ignored)} of EWC ignored", stacklevel=2
+            )
+        options = {name: kwargs.pop(name) for name in _OPTIONS if name in kwargs}
+        self.ldc = LDCPlugin(**options)
+        super().__init__(
+            model=model,
+            optimizer=optimizer,
+            criterion=criterion,
+            train_mb_size=train_mb_size,
+            train_epochs=train_epochs,
+            eval_mb_size=eval_mb_size,
+            device=device,
+            plugins=[*(plugins or ()), self.ldc],
+            evaluator=evaluator,
+            eval_every=eval_every,
+            **kwargs,
+        )
+
+    def bytes_held(self) -> int:
+        """Return the bytes that LDC keeps between tasks.
+
+        Returns:
+            Bytes, without the model and its optimiser.
+        """
+        return self.ldc.bytes_held()

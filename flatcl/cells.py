@@ -1,0 +1,231 @@
+"""One run of a comparison: a method trained on a stream, task by task, and measured."""
+
+from __future__ import annotations
+
+import copy
+import time
+import traceback
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.optim import SGD, Adam, AdamW, Optimizer
+
+from flatcl.avalanche import LDCPlugin, OldClassOffset
+from flatcl.data import load_images
+from flatcl.errors import FlatclError, NonFiniteError, OptionError
+from flatcl.evaluation import accuracy_row
+from flatcl.host import ensure_avalanche
+from flatcl.models import make_model
+from flatcl.protocol import CompareOptions
+from flatcl.records import Cell, Record
+from flatcl.rivals import RIVALS, bytes_held
+from flatcl.seeds import derive_seed
+from flatcl.streams import StreamOptions, fast, make_stream
+
+ensure_avalanche()
+from avalanche.benchmarks.scenarios import CLScenario  # noqa: E402
+from avalanche.logging import BaseLogger  # noqa: E402
+from avalanche.training.plugins import EvaluationPlugin  # noqa: E402
+from avalanche.training.templates import SupervisedTemplate  # noqa: E402
+
+ModelSource = nn.Module | Callable[[int], nn.Module]
+BenchmarkSource = CLScenario | Callable[[int], CLScenario]
+OptimizerSource = Callable[[Iterable[nn.Parameter]], Optimizer]
+
+_images = lru_cache(maxsize=1)(load_images)
+
+
+@dataclass(frozen=True)
+class Own:
+    """What a caller brings in place of the options' network, stream or optimiser.
+
+    Attributes:
+        model: copied for each run, or called with the run's seed.
+        benchmark: used in each run, or called with the run's seed.
+        optimizer: called with the model's parameters.
+    """
+
+    model: ModelSource | None = None
+    benchmark: BenchmarkSource | None = None
+    optimizer: OptimizerSource | None = None
+
+    def given(self) -> bool:
+        """Return whether there is anything of the caller's.
+
+        Returns:
+            True if so; then the options alone do not determine a run.
+        """
+        return not (self.model is None and self.benchmark is None and self.optimizer is None)
+
+
+def run_cell(options: CompareOptions, cell: Cell, own: Own | None = None) -> Record:
+    """Return the record of one run, which depends on the arguments alone.
+
+    Torch's global random state and number of threads are set for the run, because Avalanche's
+    buffers and loaders draw from that state, and restored after it. What the run raises becomes
+    a record: of a "diverged" run for a NonFiniteError, else of a "failed" one.
+
+    Args:
+        options: of the comparison.
+        cell: the run.
+        own: the caller's model, benchmark or optimiser.
+
+    Returns:
+        The record.
+
+    Raises:
+        FlatclError: an option or the data set cannot be used, whatever the run.
+    """
+    device = _device(options.device)
+    run = _Run(options, cell, own or Own(), device)
+    threads = torch.get_num_threads()
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(derive_seed(cell.seed, "training"))
+        torch.set_num_threads(options.threads)
+        try:
+            run.train()
+        except NonFiniteError as error:
+            return Record(cell, "diverged", run.accuracy, run.seconds, None, str(error))
+        except FlatclError:
+            raise
+        except Exception:
+            return Record(cell, "failed", [], run.seconds, None, traceback.format_exc())
+        finally:
+            torch.set_num_threads(threads)
+    return Record(cell, "done", run.accuracy, run.seconds, bytes_held(run.strategy))
+
+
+class _Run:
+    def __init__(
+        self, options: CompareOptions, cell: Cell, own: Own, device: torch.device
+    ) -> None:
+        self.options, self.cell, self.own, self.device = options, cell, own, device
+        self.accuracy: list[list[float] | None] = []
+        self.seconds: list[float] = []
+        self.strategy: Any = None
+
+    def train(self) -> None:
+        benchmark, model = self._stream()
+        judged = _judged(benchmark, self.cell.split)
+        self.strategy = self._strategy(model.to(self.device))
+        experiences = list(benchmark.train_stream)
+        if self.cell.method == "joint":  # one call on all tasks: only the last row exists
+            self._train(experiences)
+            self.accuracy = [None] * (len(experiences) - 1)
+            self.accuracy.append(accuracy_row(model, judged, device=self.device))
+            return
+        for experience in experiences:
+            self._train(experience)
+            self.accuracy.append(accuracy_row(model, judged, device=self.device))
+
+    def _train(self, experience: object) -> None:
+        start = time.perf_counter()
+        self.strategy.train(experience)
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        self.seconds.append(time.perf_counter() - start)
+        for name, weight in self.strategy.model.named_parameters():
+            if not torch.isfinite(weight).all():
+                raise NonFiniteError(
+                    f"{self.cell.method}: {name} is not finite after task {len(self.seconds)}; "
+                    f"lower lr (now {self.options.lr:g}) or the method's own strength"
+                )
+
+    def _stream(self) -> tuple[CLScenario, nn.Module]:
+        options, seed = self.options, self.cell.seed
+        benchmark, model = self.own.benchmark, self.own.model
+        if callable(benchmark):
+            benchmark = benchmark(seed)
+        stream = None
+        if benchmark is None:
+            wanted = StreamOptions(
+                scenario=cast("Any", options.scenario),
+                tasks=options.tasks,
+                train_size=options.train_size,
+                val_size=options.val_size,
+                max_angle=options.max_angle,
+                pad=options.pad,
+            )
+            stream = make_stream(_images(options.data), wanted, seed=seed)
+            benchmark = stream.benchmark
+        if isinstance(model, nn.Module):
+            return benchmark, copy.deepcopy(model)
+        if model is not None:
+            return benchmark, model(seed)
+        if stream is None:
+            raise OptionError("benchmark is given without a model: give model= that fits it")
+        return benchmark, make_model(
+            stream.input_shape,
+            stream.n_outputs,
+            seed=seed,
+            outputs_per_task=stream.outputs_per_task,
+            kind=cast("Any", options.model),
+            hidden=options.hidden,
+            bias=options.bias,
+            init=cast("Any", options.init),
+        )
+
+    def _strategy(self, model: nn.Module) -> SupervisedTemplate:
+        options, method = self.options, self.cell.method
+        offset = [OldClassOffset(options.offset)] if options.offset > 0 else []
+        common: dict[str, Any] = {
+            "model": model,
+            "optimizer": self._optimizer(model),
+            "criterion": nn.CrossEntropyLoss(),
+            "train_mb_size": options.batch_size,
+            "train_epochs": options.epochs,
+            "device": self.device,
+            "plugins": offset,
+            "evaluator": EvaluationPlugin(loggers=[BaseLogger()]),  # none would be warned about
+        }
+        if method != "ldc":
+            return RIVALS[method].build(self.cell.value, memory=options.memory, **common)
+        names = ("strength", "interval", "source", "damping", "width")
+        ldc = {name: getattr(options, name) for name in names}
+        ldc["centre"] = None if options.centre else False
+        chosen = {name: value for name, value in ldc.items() if value is not None}
+        chosen["seed"] = derive_seed(self.cell.seed, "noise", method)
+        common["plugins"] = [*offset, LDCPlugin(**chosen)]
+        return fast(SupervisedTemplate)(**common)
+
+    def _optimizer(self, model: nn.Module) -> Optimizer:
+        options = self.options
+        if self.own.optimizer is not None:
+            return self.own.optimizer(model.parameters())
+        weights: Iterable[Tensor] = model.parameters()
+        if options.optimizer == "sgd":
+            return SGD(
+                weights, options.lr, momentum=options.momentum, weight_decay=options.weight_decay
+            )
+        kind = {"adam": Adam, "adamw": AdamW}[options.optimizer]
+        return kind(weights, lr=options.lr, weight_decay=options.weight_decay)
+
+
+def _judged(benchmark: CLScenario, split: str) -> Sequence[object]:
+    names = ("test_stream",) if split == "test" else ("val_stream", "valid_stream")
+    for name in names:
+        if hasattr(benchmark, name):
+            return list(getattr(benchmark, name))
+    raise OptionError(
+        f"the benchmark has no {names[0]}: " + (
+            "give it one"
+            if split == "test"
+            else "make one with avalanche's benchmark_with_validation_stream, or fix ewc_lambda "
+            "and leave the other methods that are tuned out"
+        )
+    )  # fmt: skip
+
+
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise OptionError(f"device {name!r} cannot be used ({reason}): try cpu") from error
+    return device

@@ -1,0 +1,6 @@
+"""The framework-free heart of flatcl: from gradient fluctuations to a constraint and its pull.
+
+The way of one weight matrix through the files: ``layers`` (its matrix view), ``gradients``
+(what is watched), ``moments``, ``eigenbasis``, ``stiffness``, ``constraint``, ``merge``, then in
+the next task ``metric`` and ``pull``, and at its end ``centre``; ``engine`` runs them all.
+"""

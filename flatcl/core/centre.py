@@ -1,0 +1,90 @@
+"""The centre of the fluctuation: the mean of the weights over a task's last part.
+
+Sampled only right after pulls. Between pulls the weights run off along stiff directions and come
+back, a sawtooth; a mean that includes mid-tooth instants puts the run-off into the result.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+_SEGMENTS = 4  # the window is known to within 1/_SEGMENTS of itself
+
+
+@dataclass
+class TailMean:
+    """Running mean of tensors over the last share of a stream whose length is not known.
+
+    Samples are summed in segments of equal length; when the window holds more than
+    ``2 · _SEGMENTS`` of them, neighbours are joined, and segments that have left it are dropped. So
+    early stopping needs no warning, and memory is a few copies of the weights in mid-task, none
+    afterwards.
+
+    Attributes:
+        share: of the steps that the mean covers, e.g. 0.1 for the last tenth.
+        segments: (first step, count, sums) of each segment, oldest first.
+        span: steps a segment covers.
+    """
+
+    share: float = 0.1
+    segments: list[tuple[int, int, list[Tensor]]] = field(default_factory=list)
+    span: int = 1
+
+    @torch.no_grad()
+    def add(self, step: int, tensors: list[Tensor]) -> None:
+        """Add one sample.
+
+        Args:
+            step: its step, counted from 1, not falling from call to call.
+            tensors: the weights now; summed in float32 or wider.
+        """
+        if self.segments and step < self.segments[-1][0] + self.span:
+            first, count, sums = self.segments[-1]
+            torch._foreach_add_(sums, [t.to(s.dtype) for t, s in zip(tensors, sums, strict=True)])
+            self.segments[-1] = (first, count + 1, sums)
+            return
+        start = self._start(step)
+        self.segments = [s for s in self.segments if s[0] + self.span > start]
+        if len(self.segments) >= 2 * _SEGMENTS:
+            self._join()
+        wide = [torch.promote_types(t.dtype, torch.float32) for t in tensors]
+        copies = [t.detach().to(d, copy=True) for t, d in zip(tensors, wide, strict=True)]
+        self.segments.append((step, 1, copies))
+
+    def mean(self, steps: int) -> list[Tensor] | None:
+        """Return the mean over the samples of the last ``share`` of ``steps`` steps.
+
+        Args:
+            steps: the task's length.
+
+        Returns:
+            The means, or None if nothing was sampled. The latest sample always counts.
+        """
+        if not self.segments:
+            return None
+        start = self._start(steps)
+        tail = [s for s in self.segments if s[0] >= start] or self.segments[-1:]
+        count = sum(c for _, c, _ in tail)
+        totals = [t.clone() for t in tail[0][2]]
+        for _, _, sums in tail[1:]:
+            torch._foreach_add_(totals, sums)
+        torch._foreach_div_(totals, count)
+        return totals
+
+    def _start(self, steps: int) -> int:
+        return steps - int(self.share * steps) + 1
+
+    def _join(self) -> None:
+        self.span *= 2
+        joined: list[tuple[int, int, list[Tensor]]] = []
+        for first, count, sums in self.segments:
+            if joined and first < joined[-1][0] + self.span:
+                a, b, c = joined[-1]
+                torch._foreach_add_(c, sums)
+                joined[-1] = (a, b + count, c)
+            else:
+                joined.append((first, count, sums))
+        self.segments = joined

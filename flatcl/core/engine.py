@@ -1,0 +1,373 @@
+"""Landscape: LDC without a framework. Begin a task, call it after each step, end the task."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from flatcl.core.centre import TailMean
+from flatcl.core.checkpoint import (
+    VERSION,
+    State,
+    check_version,
+    decode_constraint,
+    encode_constraint,
+)
+from flatcl.core.constraint import Constraint
+from flatcl.core.gradients import Forward
+from flatcl.core.layers import Unit, matrix_views, trained_parameters
+from flatcl.core.measure import Measurement, ProbeMeasurement, TrainingMeasurement, combined
+from flatcl.core.metric import StepMetric
+from flatcl.core.options import LDCOptions
+from flatcl.core.pull import FULL_EVERY, PullState, by_falling_stiffness, correction
+from flatcl.errors import NonFiniteError, StateError
+
+_log = logging.getLogger("flatcl")
+
+
+def _first(batch: Sequence[Tensor]) -> Tensor:
+    return batch[0]
+
+
+class Landscape:
+    """Holds what earlier tasks need, in any PyTorch loop.
+
+    ::
+
+        landscape = Landscape(model, optimizer)
+        for loader in tasks:
+            landscape.begin_task()
+            for x, y in loader:
+                optimizer.zero_grad()
+                loss_function(model(x), y).backward()
+                optimizer.step()
+                landscape.step()
+            landscape.end_task(loader)
+
+    It never touches ``.grad``, the optimiser's state, frozen parameters, module modes or the global
+    random state. Weights change at pulls and once at a task's end, when the centre is installed;
+    running statistics of normalisation layers then become their mean over the same instants.
+
+    Args:
+        model: the network; heads may be added or grow between tasks.
+        optimizer: the one that trains it.
+        options: see ``LDCOptions``; None for the defaults.
+        forward: from a batch (its tensors) to outputs [..., C]; None for ``model(batch[0])``.
+
+    Raises:
+        OptionError: the model has no trainable parameter.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        *,
+        options: LDCOptions | None = None,
+        forward: Forward | None = None,
+    ) -> None:
+        self.model = model
+        self.options = options or LDCOptions()
+        self.forward: Forward = forward or (lambda batch: self.model(_first(batch)))
+        self.metric = StepMetric(optimizer)
+        self.constraints: dict[str, Constraint] = {}
+        self.tasks_ended = 0
+        self.probe_scale: float | None = None
+        self.generator = torch.Generator().manual_seed(self.options.seed)
+        self._in_task = False
+        self._layout()
+
+    def begin_task(self, steps: int | None = None) -> None:
+        """Start a task: look at the model afresh and take up the earlier tasks' constraint.
+
+        Args:
+            steps: the task's number of optimiser steps, if known. Only ``source="sgd"`` uses it:
+                its windows, the last 20 % and 10 %, are then exact; otherwise they are found as
+                the task grows.
+
+        Raises:
+            StateError: a task is running, or a layer changed in a way that cannot be followed.
+        """
+        if self._in_task:
+            raise StateError("a task is already running: call end_task before begin_task")
+        self._layout()
+        self._in_task = True
+        self._step = self._sampled = 0
+        self._travelled = [0.0] * len(self.metric.rates())
+        self._since_full = list(self._travelled)
+        self._pulls = 0
+        self._states = {name: PullState() for name in self.constraints}
+        self._tail = TailMean()
+        self._start = [p.detach().clone() for p in self._parameters.values()]
+        self._measurement: Measurement = (
+            TrainingMeasurement(self._units, self.constraints, steps)
+            if self.options.source == "sgd" and self._active
+            else ProbeMeasurement(self._units, self.constraints)
+        )
+
+    def step(self, batch_size: int | None = None) -> None:
+        """Count one optimiser step, just made; every ``interval`` steps, pull.
+
+        Args:
+            batch_size: of the step's gradient; needed by ``source="sgd"`` alone.
+
+        Raises:
+            StateError: no task is running, or the batch size is missing.
+        """
+        if not self._in_task:
+            raise StateError("no task is running: call begin_task first")
+        self._step += 1
+        for i, rate in enumerate(self.metric.rates()):
+            self._travelled[i] += rate
+            self._since_full[i] += rate
+        self._measurement.watch(self._step, self._parameters, batch_size)
+        if self._step % self.options.interval == 0:
+            self._pull(full=self._pulls % FULL_EVERY == 0)
+            self._sample()
+
+    def end_task(self, batches: Iterable[Sequence[Tensor] | Tensor] | None = None) -> None:
+        """End the task: last pull, centre installed, stiffness measured and merged.
+
+        Args:
+            batches: of the task just learned, in random order, each a tensor of inputs or a
+                sequence (inputs, …) as ``forward`` takes it; the first ``probe_inputs`` inputs are
+                read. Needed by ``source="probe"``.
+
+        Raises:
+            StateError: no task is running, or the source lacks what it needs.
+            NonFiniteError: the weights are not finite; nothing is recorded of this task.
+        """
+        if not self._in_task:
+            raise StateError("no task is running: call begin_task first")
+        if self._step == 0:
+            self._in_task = False
+            return
+        mid_tooth = any(self._travelled)
+        if any(self._since_full):
+            self._pull(full=True)
+            if mid_tooth:
+                self._sample()
+        self._install_centre()
+        if not all(bool(torch.isfinite(p).all()) for p in self._parameters.values()):
+            raise NonFiniteError(
+                "the weights are not finite at the task's end: the training diverged; lower the "
+                "learning rate"
+            )
+        if self._active:
+            self._record(batches)
+        self.tasks_ended += 1
+        self._in_task = False
+        self._start, self._tail, self._states = [], TailMean(), {}
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Show pulled weights while the body runs, then put the others back bit for bit.
+
+        Yields:
+            Nothing. Outside a task, or right after a pull, the weights are left as they are.
+        """
+        if not self._in_task or not any(self._travelled) or not self.constraints:
+            yield
+            return
+        kept = {name: p.detach().clone() for name, p in self._parameters.items()}
+        held = {n: PullState(s.quick, s.u, s.diagonal) for n, s in self._states.items()}
+        for state in held.values():
+            state.u = None if state.u is None else state.u.clone()
+        marks = (list(self._travelled), list(self._since_full), self._pulls)
+        self._pull(full=True)
+        self._states = held
+        self._travelled, self._since_full, self._pulls = marks
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for name, value in kept.items():
+                    self._parameters[name].copy_(value)
+
+    def energy(self) -> Tensor:
+        """Return Σ ½ xᵀKx over all units, the predicted rise of the earlier tasks' loss.
+
+        Returns:
+            A scalar, nats, on the model's device.
+        """
+        total = next(iter(self._parameters.values())).new_zeros(())
+        for unit in self._units:
+            if unit.name in self.constraints:
+                constraint = self.constraints[unit.name]
+                weight = unit.gather(self._parameters).detach().to(constraint.anchor.dtype)
+                total = total + constraint.energy(weight)
+        return total
+
+    def tensors_held(self) -> list[Tensor]:
+        """Return the tensors kept between tasks: bases, stiffness, anchors.
+
+        Returns:
+            The tensors themselves.
+        """
+        held: list[Tensor] = []
+        for c in self.constraints.values():
+            held += [c.stiffness, c.anchor]
+            held += [] if c.basis is None else [c.basis.U_out, c.basis.U_in]
+        return held
+
+    def bytes_held(self) -> int:
+        """Return the bytes kept between tasks; they do not grow with their number.
+
+        Returns:
+            Bytes, without the model and its optimiser.
+        """
+        return sum(t.numel() * t.element_size() for t in self.tensors_held())
+
+    def state_dict(self) -> State:
+        """Return what is held between tasks, to be saved with ``torch.save``.
+
+        Returns:
+            Tensors, numbers, strings and dicts keyed by parameter name; the tensors are shared
+            with the landscape, as in ``nn.Module.state_dict``.
+
+        Raises:
+            StateError: a task is running; save between tasks.
+        """
+        if self._in_task:
+            raise StateError("a task is running: save the landscape between tasks")
+        return {
+            "version": VERSION,
+            "options": asdict(self.options),
+            "tasks_ended": self.tasks_ended,
+            "probe_scale": self.probe_scale,
+            "generator": self.generator.get_state(),
+            "constraints": {n: encode_constraint(c) for n, c in self.constraints.items()},
+        }
+
+    def load_state_dict(self, state: State) -> None:
+        """Take up a saved state; the model must have the parameters that it names.
+
+        Options of the saved state that differ from this landscape's are named in a warning; this
+        landscape's count.
+
+        Args:
+            state: from ``state_dict``.
+
+        Raises:
+            StateError: a task is running, the version is unknown, a parameter is missing, or a
+                shape does not fit; nothing is changed then.
+        """
+        if self._in_task:
+            raise StateError("a task is running: load a state between tasks")
+        check_version(state)
+        constraints = {n: decode_constraint(c, n) for n, c in state["constraints"].items()}
+        views = {unit.name: unit.gather(self._parameters).detach() for unit in self._units}
+        for name, constraint in constraints.items():
+            if name not in views:
+                raise StateError(f"the saved state holds {name}, which the model does not have")
+            constraint.grown_to(views[name])
+        saved, own = state["options"], asdict(self.options)
+        changed = sorted(name for name in own if saved.get(name) != own[name])
+        if changed:
+            warnings.warn(
+                "the saved landscape had other options: "
+                + ", ".join(f"{n}={saved.get(n)!r} (now {own[n]!r})" for n in changed),
+                stacklevel=2,
+            )
+        device = next(iter(self._parameters.values())).device
+        self.constraints = {n: c.to(device) for n, c in constraints.items()}
+        self.tasks_ended = int(state["tasks_ended"])
+        self.probe_scale = state["probe_scale"]
+        self.generator.set_state(state["generator"].cpu())
+        self._layout()
+
+    @property
+    def _active(self) -> bool:
+        return self.options.strength > 0
+
+    def _layout(self) -> None:
+        self._units: list[Unit] = matrix_views(self.model)
+        self._parameters = trained_parameters(self.model)
+        for unit in self._units:
+            if unit.name in self.constraints:
+                weight = unit.gather(self._parameters).detach()
+                grown = self.constraints[unit.name].grown_to(weight)
+                self.constraints[unit.name] = grown
+
+    @torch.no_grad()
+    def _pull(self, *, full: bool) -> None:
+        """Pull every held unit; columns that this pull leaves out gather their steps."""
+        mid_tooth = any(self._travelled)
+        travelled = self._travelled if mid_tooth else self._since_full
+        # What quick and slow columns have to make up for, as multiples of ``travelled``.
+        shares = (1.0, sum(self._since_full) / sum(travelled)) if mid_tooth else (0.0, 1.0)
+        for unit in self._units:
+            constraint = self.constraints.get(unit.name)
+            if constraint is None:
+                continue
+            metric = self.metric.read(unit, self._parameters, travelled)
+            if metric is None:
+                continue
+            y = correction(
+                constraint,
+                unit.gather(self._parameters),
+                metric,
+                strength=self.options.strength,
+                state=self._states[unit.name],
+                shares=shares if full else None,
+            )
+            unit.subtract_(self._parameters, y)
+        self._pulls += 1
+        self._travelled = [0.0] * len(self._travelled)
+        if full:
+            self._since_full = [0.0] * len(self._since_full)
+
+    def _sample(self) -> None:
+        if self.options.use_centre:
+            self._tail.add(self._step, [*self._parameters.values(), *self._statistics()])
+
+    def _statistics(self) -> list[Tensor]:
+        """Return the running statistics of normalisation layers, which the centre averages."""
+        return [
+            buffer
+            for module in self.model.modules()
+            for name, buffer in module.named_buffers(recurse=False)
+            if name in ("running_mean", "running_var") and buffer.is_floating_point()
+        ]
+
+    @torch.no_grad()
+    def _install_centre(self) -> None:
+        means = self._tail.mean(self._step)
+        if means is not None:
+            for target, mean in zip(
+                [*self._parameters.values(), *self._statistics()], means, strict=True
+            ):
+                target.copy_(mean)
+
+    def _record(self, batches: Iterable[Sequence[Tensor] | Tensor] | None) -> None:
+        travelled = {
+            name: p.detach() - start
+            for (name, p), start in zip(self._parameters.items(), self._start, strict=True)
+        }
+        found = self._measurement.stiffness(
+            self.model,
+            self._parameters,
+            travelled,
+            batches,
+            forward=self.forward,
+            options=self.options,
+            scale=self.probe_scale,
+            generator=self.generator,
+        )
+        self.probe_scale = found.scale
+        for unit in self._units:
+            merged, lost = combined(
+                unit,
+                self.constraints.get(unit.name),
+                found,
+                unit.gather(self._parameters).detach(),
+            )
+            self.constraints[unit.name] = by_falling_stiffness(merged)
+            _log.debug("%s: %.3f of the old constraint lies off the new basis", unit.name, lost)

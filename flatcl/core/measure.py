@@ -1,0 +1,340 @@
+"""One task's stiffness, measured in the basis it will share with the earlier tasks.
+
+Two passes over gradients. The first gathers second moments of both sides; with the partial traces
+of the constraint held so far they give the merged basis at once, so that a task costs one
+eigendecomposition a side. The second takes the variance of every coordinate in that frozen basis,
+which is the exact diagonal of this task's curvature there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from flatcl.core.constraint import Constraint
+from flatcl.core.eigenbasis import KroneckerBasis
+from flatcl.core.gradients import (
+    Forward,
+    chunked,
+    evaluation_mode,
+    probe_gradients,
+    training_gradients,
+)
+from flatcl.core.layers import Unit
+from flatcl.core.merge import joint_basis, spectrum_in
+from flatcl.core.moments import EigenMoments, KroneckerMoments
+from flatcl.core.options import LDCOptions
+from flatcl.core.stiffness import damp, stiffness_from_probe, stiffness_from_training
+from flatcl.errors import StateError
+
+# The unknown-length schedule of source "sgd": a new window whenever the task has grown by this.
+_GROWTH = 1.25
+_FIRST_WINDOW = 8
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a measurement found.
+
+    Attributes:
+        bases: unit's name → merged basis, None for a unit held entry by entry.
+        stiffness: unit's name → k of this task in that basis, nats/w².
+        scale: standard deviation of the probe's output directions, None for source "sgd".
+    """
+
+    bases: dict[str, KroneckerBasis | None]
+    stiffness: dict[str, Tensor]
+    scale: float | None = None
+
+
+class Measurement(Protocol):
+    """How a source measures one task's stiffness."""
+
+    def watch(self, step: int, parameters: Mapping[str, Tensor], batch_size: int | None) -> None:
+        """Look at one training step, just made."""
+
+    def stiffness(
+        self,
+        model: nn.Module,
+        parameters: Mapping[str, Tensor],
+        travelled: Mapping[str, Tensor],
+        batches: Iterable[Sequence[Tensor] | Tensor] | None,
+        *,
+        forward: Forward,
+        options: LDCOptions,
+        scale: float | None,
+        generator: torch.Generator,
+    ) -> Found:
+        """Return the task's stiffness, the model being at the task's final weights."""
+
+
+def merged_basis(
+    old: Constraint | None, M_out: Tensor, M_in: Tensor, *, damping: float
+) -> KroneckerBasis:
+    """Return the basis that the earlier constraint and a new task will share.
+
+    Args:
+        old: the constraint held so far, or None.
+        M_out: [out, out], the new task's partial trace over inputs, nats/w².
+        M_in: [in, in], over outputs.
+        damping: δ that will be added to the new stiffness; it shifts the traces alike.
+
+    Returns:
+        Eigenbasis of the summed partial traces.
+    """
+    out = len(M_out)
+    spread = torch.eye(out, dtype=M_out.dtype, device=M_out.device) * (M_out.trace() / out)
+    new = (M_out + damping * spread, M_in * (1.0 + damping))
+    return joint_basis([new] if old is None else [_traces(old, new), new])
+
+
+def _traces(old: Constraint, like: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    P, Q = old.partial_traces()
+    return P.to(like[0].dtype), Q.to(like[1].dtype)
+
+
+def combined(
+    unit: Unit, old: Constraint | None, found: Found, anchor: Tensor
+) -> tuple[Constraint, float]:
+    """Return the unit's one constraint for all tasks so far, anchored at the present weights.
+
+    Args:
+        unit: the unit.
+        old: the constraint held so far, or None.
+        found: this task's measurement.
+        anchor: W* [out, in], the weights at this task's end; copied.
+
+    Returns:
+        The constraint, and the share of the old one's squared Frobenius norm that lies off the
+        merged basis and is lost (0 where none was held).
+    """
+    basis, k = found.bases[unit.name], found.stiffness[unit.name]
+    lost = 0.0
+    if old is not None:
+        kept = old.stiffness if basis is None else spectrum_in(old, basis)
+        norm = float(old.stiffness.square().sum())
+        lost = max(0.0, 1.0 - float(kept.square().sum()) / norm) if norm > 0 else 0.0
+        k = k + kept
+    wide = torch.promote_types(anchor.dtype, torch.float32)
+    return Constraint(basis, k, anchor.detach().to(wide, copy=True)), lost
+
+
+@dataclass
+class ProbeMeasurement:
+    """Source "probe": random output directions, at weights perturbed to finite width."""
+
+    units: Sequence[Unit]
+    constraints: Mapping[str, Constraint]
+
+    def watch(self, step: int, parameters: Mapping[str, Tensor], batch_size: int | None) -> None:
+        """Do nothing: the probe looks at the task's end only."""
+
+    def stiffness(
+        self,
+        model: nn.Module,
+        parameters: Mapping[str, Tensor],
+        travelled: Mapping[str, Tensor],
+        batches: Iterable[Sequence[Tensor] | Tensor] | None,
+        *,
+        forward: Forward,
+        options: LDCOptions,
+        scale: float | None,
+        generator: torch.Generator,
+    ) -> Found:
+        """Return the task's stiffness from two passes over the same inputs.
+
+        Args:
+            model: at the task's final weights.
+            parameters: its parameters by name.
+            travelled: displacement of each parameter over the task, w.
+            batches: of the task.
+            forward: from a batch to outputs.
+            options: of LDC.
+            scale: of the output directions, fixed by the first task; None there.
+            generator: of the random directions and perturbations.
+
+        Returns:
+            Bases, stiffness and the scale in force.
+
+        Raises:
+            StateError: no batches were given.
+        """
+        if batches is None:
+            raise StateError(
+                'source="probe" looks at some inputs of the task just learned: call '
+                "end_task(batches) with an iterable of them, for instance the task's loader"
+            )
+        device = next(iter(parameters.values())).device
+        chunks = chunked(
+            batches, inputs=options.probe_inputs, size=options.probe_batch, device=device
+        )
+        if scale is None:
+            # Fixed by the first task: the unit must not change as a head grows.
+            with evaluation_mode(model), torch.no_grad():
+                scale = 1.0 / max(2, forward(chunks[0]).shape[-1])
+        inputs = sum(len(chunk[0]) for chunk in chunks)
+        # Only matrices are perturbed: see probe_gradients.
+        widths = [
+            options.width * float(view.norm()) / max(1, view.numel()) ** 0.5
+            for view in (unit.gather(travelled) for unit in self.units)
+        ]
+
+        def one_pass() -> Iterable[list[Tensor]]:
+            return probe_gradients(
+                model,
+                self.units,
+                parameters,
+                chunks,
+                forward=forward,
+                widths=widths,
+                scale=scale,
+                generator=generator,
+            )
+
+        sides = {
+            unit.name: KroneckerMoments.zeros(unit.gather(parameters))
+            for unit in self.units
+            if unit.matrix
+        }
+        for gradients in one_pass():
+            for unit, G in zip(self.units, gradients, strict=True):
+                if unit.matrix:
+                    sides[unit.name].add(G)
+        bases: dict[str, KroneckerBasis | None] = {unit.name: None for unit in self.units}
+        for name, moments in sides.items():
+            moments.total = inputs
+            M_out, M_in = moments.means()
+            bases[name] = merged_basis(
+                self.constraints.get(name), M_out, M_in, damping=options.use_damping
+            )
+        coordinates = {
+            unit.name: EigenMoments.zeros(bases[unit.name], unit.gather(parameters).detach())
+            for unit in self.units
+        }
+        for gradients in one_pass():
+            for unit, G in zip(self.units, gradients, strict=True):
+                coordinates[unit.name].add(G)
+        stiffness = {}
+        for unit in self.units:
+            k = stiffness_from_probe(coordinates[unit.name], inputs)
+            stiffness[unit.name] = damp(k, options.use_damping) if unit.matrix else k
+        return Found(bases, stiffness, scale)
+
+
+@dataclass
+class TrainingMeasurement:
+    """Source "sgd": the minibatch gradients of the task's last part, at no extra pass.
+
+    With the length known: last 20 %, first half for the basis, second for the variance. With the
+    length unknown: windows that end whenever the task has grown by a quarter; in each, the basis of
+    the window before serves the variance, and the latest window that is at least half full counts.
+    """
+
+    units: Sequence[Unit]
+    constraints: Mapping[str, Constraint]
+    steps: int | None
+    sides: dict[str, KroneckerMoments] = field(default_factory=dict)
+    current: dict[str, EigenMoments] = field(default_factory=dict)
+    previous: dict[str, EigenMoments] = field(default_factory=dict)
+    boundary: int = 0
+    damping: float = 0.0
+
+    def watch(self, step: int, parameters: Mapping[str, Tensor], batch_size: int | None) -> None:
+        """Record one step's gradients, if the step lies in a window.
+
+        Args:
+            step: counted from 1.
+            parameters: with the gradients that the optimiser saw in ``.grad``.
+            batch_size: B of the mean that was differentiated.
+
+        Raises:
+            StateError: the batch size is missing.
+        """
+        if self.steps is not None and step <= self.steps - self.steps // 5:
+            return
+        if batch_size is None:
+            raise StateError('source="sgd" weighs gradients by batch size: call step(batch_size=…)')
+        if not self.sides:
+            self._open(step, parameters)
+        elif step > self.boundary and (self.steps is None or not self.current):
+            self._roll(step, parameters)
+        for unit, G in zip(self.units, training_gradients(self.units, parameters), strict=True):
+            if unit.matrix and (self.steps is None or not self.current):
+                self.sides[unit.name].add(G, weight=float(batch_size))
+            if unit.name in self.current:
+                self.current[unit.name].add(G, weight=float(batch_size))
+
+    def _open(self, step: int, parameters: Mapping[str, Tensor]) -> None:
+        self.sides = {
+            unit.name: KroneckerMoments.zeros(unit.gather(parameters).detach())
+            for unit in self.units
+            if unit.matrix
+        }
+        self.boundary = (
+            step + _FIRST_WINDOW - 1 if self.steps is None else self.steps - self.steps // 10
+        )
+
+    def _roll(self, step: int, parameters: Mapping[str, Tensor]) -> None:
+        """Freeze the basis of the window that has just ended and open the next."""
+        self.previous = self.current
+        views = {unit.name: unit.gather(parameters).detach() for unit in self.units}
+        self.current = {n: EigenMoments.zeros(self._basis(n), v) for n, v in views.items()}
+        self.sides = {name: KroneckerMoments.zeros(views[name]) for name in self.sides}
+        self.boundary = max(step + _FIRST_WINDOW, int(_GROWTH * step))
+
+    def _basis(self, name: str) -> KroneckerBasis | None:
+        if name not in self.sides:
+            return None
+        M_out, M_in = self.sides[name].means()
+        return merged_basis(self.constraints.get(name), M_out, M_in, damping=self.damping)
+
+    def stiffness(
+        self,
+        model: nn.Module,
+        parameters: Mapping[str, Tensor],
+        travelled: Mapping[str, Tensor],
+        batches: Iterable[Sequence[Tensor] | Tensor] | None,
+        *,
+        forward: Forward,
+        options: LDCOptions,
+        scale: float | None,
+        generator: torch.Generator,
+    ) -> Found:
+        """Return the task's stiffness from what was watched; see ``ProbeMeasurement.stiffness``.
+
+        Args:
+            model: unused.
+            parameters: unused.
+            travelled: unused.
+            batches: unused: no pass over data is made.
+            forward: unused.
+            options: of LDC.
+            scale: unused.
+            generator: unused.
+
+        Returns:
+            Bases and stiffness.
+
+        Raises:
+            StateError: the task ended before its last window had two gradients.
+        """
+        best = self.current
+        counts = [next(iter(m.values())).count if m else 0 for m in (self.current, self.previous)]
+        if counts[0] < max(2, counts[1] // 2):
+            best = self.previous if counts[1] >= 2 else self.current
+        if not best or max(counts) < 2:
+            told = "" if self.steps is None else f" (it was said to last {self.steps} steps)"
+            raise StateError(
+                f"the task ended before enough of its last gradients were seen{told}: train "
+                'longer, begin_task() without steps if it may stop early, or use source="probe"'
+            )
+        bases = {name: moments.basis for name, moments in best.items()}
+        k = {name: stiffness_from_training(moments) for name, moments in best.items()}
+        for unit in self.units:
+            if unit.matrix:
+                k[unit.name] = damp(k[unit.name], options.use_damping)
+        return Found(bases, k)

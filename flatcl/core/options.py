@@ -1,0 +1,75 @@
+"""The options of LDC: one default that is meant to need no choice."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from flatcl.errors import OptionError
+
+Source = Literal["probe", "sgd"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LDCOptions:
+    """How LDC measures stiffness and holds it. The defaults were chosen once, by measurement.
+
+    Attributes:
+        strength: γ, weight of the old tasks' constraint against the new task's loss (no unit:
+            both are in nats). It means the same for every batch size, learning rate and
+            optimiser. 0 switches everything off.
+        interval: steps from one pull to the next.
+        source: "probe" measures stiffness at a task's end by random output directions over some
+            of the task's inputs; "sgd" reads it from the training gradients of the task's last
+            20 %, at no extra pass.
+        damping: δ, share of the mean over output directions that is added to the stiffness of
+            each input direction; it guards the inputs of units that are silent in this task.
+            None takes the source's own default, 0.3 for "probe" and 0 for "sgd".
+        width: α, size of the weight perturbation at which the probe measures, as a share of the
+            distance the layer travelled in the task ("finite width"). 0 probes at a point.
+        centre: end each task at the mean of the weights over its last 10 %, sampled right after
+            pulls. None means: whenever strength > 0. True with strength 0 is the centre alone.
+        probe_inputs: training inputs that each of the two probe passes visits.
+        probe_batch: inputs a probe gradient; every batch has its own weight perturbation.
+        seed: of the probe's random directions and perturbations.
+
+    Raises:
+        OptionError: a value is out of its range.
+    """
+
+    strength: float = 20.0
+    interval: int = 20
+    source: Source = "probe"
+    damping: float | None = None
+    width: float = 1.0
+    centre: bool | None = None
+    probe_inputs: int = 3000
+    probe_batch: int = 32
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("strength", "width", "damping"):
+            value = getattr(self, name)
+            if value is None and name == "damping":
+                continue
+            if not isinstance(value, (int, float)) or not math.isfinite(value) or value < 0:
+                raise OptionError(f"{name} is {value!r}; it must be a finite number, 0 or more")
+        for name in ("interval", "probe_inputs", "probe_batch"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise OptionError(f"{name} is {value!r}; it must be a whole number, 1 or more")
+        if self.source not in get_args(Source):
+            raise OptionError(f"source is {self.source!r}; choose one of {get_args(Source)}")
+
+    @property
+    def use_centre(self) -> bool:
+        """Whether a task ends at the centre of its fluctuation."""
+        return self.strength > 0 if self.centre is None else self.centre
+
+    @property
+    def use_damping(self) -> float:
+        """The damping δ in force, the source's own default if none was given."""
+        if self.damping is not None:
+            return float(self.damping)
+        return 0.3 if self.source == "probe" else 0.0

@@ -1,0 +1,199 @@
+"""The pull: an exact proximal step on the constraint's energy, in the optimiser's metric.
+
+Every s steps x = W − W* becomes the minimiser of ½ (x' − x)ᵀ (sD)⁻¹ (x' − x) + γ ½ x'ᵀ K x', that
+is x' = (I + γ sD K)⁻¹ x. Alternated with steps x ← x − D g, its fixed point obeys γ K x = −g
+whatever D is. Implicit, hence stable for any γ; written as a correction y = x − x', so that K = 0
+changes no bit.
+
+- D a number: x' has coordinates z / (1 + r) in the eigenbasis, r = γ sD k: closed form.
+- D diagonal in the weights: with B = U_out (R^½ ∘ ·) U_inᵀ, R = γ k, and M = Bᵀ (sD) B,
+  y = (sD) B u where (I + M) u = Bᵀ x. Solved by conjugate gradients in eigen-coordinates,
+  preconditioned by the diagonal of I + M and started from the last pull's u. At the end y is
+  scaled by the exact line search on the proximal objective, so that neither the objective nor the
+  energy can rise however few iterations were made.
+
+Two rates: input directions (columns) whose largest r is small relax slowly and are visited only at
+every ``FULL_EVERY``-th pull, with the steps that have gathered since. Columns are stored by falling
+stiffness, so the quick ones are a slice.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from flatcl.core.constraint import Constraint
+from flatcl.core.eigenbasis import KroneckerBasis
+from flatcl.core.metric import Metric
+
+FULL_EVERY = 10
+_QUICK = 0.1  # relaxation r per pull above which a column is visited at every pull
+_TOLERANCE = 0.05  # of the solve's preconditioned residual, relative to its right-hand side
+_ITERATIONS = 20
+
+
+def by_falling_stiffness(constraint: Constraint) -> Constraint:
+    """Return the same constraint with its input directions by falling largest stiffness.
+
+    Args:
+        constraint: any.
+
+    Returns:
+        An equal operator; unchanged if held entry by entry.
+    """
+    if constraint.basis is None:
+        return constraint
+    order = constraint.stiffness.amax(0).argsort(descending=True, stable=True)
+    basis = KroneckerBasis(
+        constraint.basis.U_out.contiguous(), constraint.basis.U_in[:, order].contiguous()
+    )
+    return Constraint(basis, constraint.stiffness[:, order].contiguous(), constraint.anchor)
+
+
+@dataclass
+class PullState:
+    """What one unit's pull remembers between pulls of a task.
+
+    Attributes:
+        quick: number of leading columns that every pull visits; set at full pulls.
+        u: last solution of the solve in a diagonal metric, [out, in], or None.
+        diagonal: diagonal of Bᵀ D B / R at the last full pull, [out, in], or None.
+    """
+
+    quick: int = 0
+    u: Tensor | None = None
+    diagonal: Tensor | None = field(default=None, repr=False)
+
+
+def pull_reference(
+    constraint: Constraint, weight: Tensor, metric: Metric, *, strength: float
+) -> Tensor:
+    """Return the correction y of one full pull, by a dense solve: the oracle of ``correction``.
+
+    Args:
+        constraint: K and W* of the unit.
+        weight: W, in the anchor's shape.
+        metric: sD, a positive number or tensor in the anchor's shape.
+        strength: γ ≥ 0.
+
+    Returns:
+        y = x − (I + γ sD K)⁻¹ x, to be subtracted from the weight.
+    """
+    x = (weight - constraint.anchor).reshape(-1)
+    D = torch.as_tensor(metric, dtype=x.dtype).expand(constraint.anchor.shape).reshape(-1)
+    K = constraint.to_dense().to(x.dtype)
+    A = torch.eye(len(x), dtype=x.dtype) + strength * D[:, None] * K
+    y: Tensor = x - torch.linalg.solve(A, x)
+    return y.reshape(weight.shape)
+
+
+@torch.no_grad()
+def correction(
+    constraint: Constraint,
+    weight: Tensor,
+    metric: Metric,
+    *,
+    strength: float,
+    state: PullState,
+    shares: tuple[float, float] | None = None,
+) -> Tensor:
+    """Return the correction y of one pull, to be subtracted from the weight.
+
+    Args:
+        constraint: K and W*, its columns by falling stiffness.
+        weight: W, in the anchor's shape.
+        metric: sD over the steps since the last pull, a positive number or tensor.
+        strength: γ > 0.
+        state: of this unit; updated.
+        shares: None for a pull of the quick columns alone; for a full pull, the steps that the
+            quick and the slow columns have to make up for, as multiples of those in ``metric``.
+
+    Returns:
+        y, in the anchor's shape, w.
+    """
+    x = weight.to(constraint.anchor.dtype) - constraint.anchor
+    if constraint.basis is None:
+        r = strength * metric * constraint.stiffness
+        return x * (r / (1.0 + r))
+    U, V, k = constraint.basis.U_out, constraint.basis.U_in, constraint.stiffness
+    if shares is None:
+        V, k = V[:, : state.quick], k[:, : state.quick]
+        R = strength * k
+    else:
+        _prepare(state, constraint, metric, strength, rechoose=shares[0] > 0)
+        R = strength * k
+        R[:, : state.quick] *= shares[0]
+        R[:, state.quick :] *= shares[1]
+    if V.shape[1] == 0:
+        return torch.zeros_like(x)
+    z = U.T @ (x @ V)
+    if isinstance(metric, Tensor):
+        return _solve(U, V, R, z, metric, state)
+    r = R.mul_(metric)
+    return (U @ z.mul_(r / (1.0 + r))) @ V.T
+
+
+def _prepare(
+    state: PullState, constraint: Constraint, metric: Metric, strength: float, *, rechoose: bool
+) -> None:
+    """Take the preconditioner and the choice of quick columns from the present metric."""
+    assert constraint.basis is not None
+    r = strength * constraint.stiffness
+    if isinstance(metric, Tensor):
+        U, V = constraint.basis.U_out, constraint.basis.U_in
+        state.diagonal = U.square().T @ metric @ V.square()
+        r *= state.diagonal
+    else:
+        r *= metric
+    if rechoose:
+        state.quick = int((r.amax(0) > _QUICK).sum())
+
+
+def _solve(U: Tensor, V: Tensor, R: Tensor, z: Tensor, D: Tensor, state: PullState) -> Tensor:
+    """Return y = D B u for (I + Bᵀ D B) u = Bᵀ x, given z = Uᵀ x V and D = sD."""
+    assert state.diagonal is not None
+    n = V.shape[1]
+    root = R.sqrt()
+    # At a pull of the quick columns the mean diagonal of the last full pull serves, rescaled to
+    # the present sD; a preconditioner need not be exact.
+    precondition = 1.0 / (1.0 + R * state.diagonal[:, :n])
+
+    def forth(u: Tensor) -> Tensor:
+        return D * ((U @ (root * u)) @ V.T)
+
+    def back(y: Tensor) -> Tensor:
+        return root * (U.T @ (y @ V))
+
+    b = root * z
+    limit = _TOLERANCE**2 * float((b * b * precondition).sum())
+    if state.u is None:
+        u, y, Mu = torch.zeros_like(b), torch.zeros_like(D), torch.zeros_like(b)
+    else:
+        u = state.u[:, :n].clone()
+        y = forth(u)
+        Mu = back(y)
+    residual = b - u - Mu
+    s = precondition * residual
+    rho = float((residual * s).sum())
+    direction = s
+    for _ in range(_ITERATIONS):
+        if rho <= limit:
+            break
+        step = forth(direction)
+        M_direction = back(step)
+        alpha = rho / float((direction * (direction + M_direction)).sum())
+        u.add_(direction, alpha=alpha)
+        y.add_(step, alpha=alpha)
+        Mu.add_(M_direction, alpha=alpha)
+        residual.sub_(direction + M_direction, alpha=alpha)
+        s = precondition * residual
+        previous, rho = rho, float((residual * s).sum())
+        direction = s + (rho / previous) * direction
+    if state.u is None:
+        state.u = torch.zeros_like(state.diagonal)
+    state.u[:, :n] = u
+    # φ(a y) = ½ a² (yᵀD⁻¹y + yᵀRy) − a xᵀRy; yᵀD⁻¹y = u·Mu, yᵀRy = |Mu|², xᵀRy = b·Mu.
+    slope, curvature = float((b * Mu).sum()), float((u * Mu).sum() + Mu.square().sum())
+    return y * max(0.0, slope / curvature) if curvature > 0 else y.zero_()

@@ -1,0 +1,207 @@
+"""Records of single runs: what determines one, where it is kept, what is read back."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from importlib import metadata
+from pathlib import Path
+from typing import Literal
+
+from flatcl import __version__
+from flatcl.io import write_json
+from flatcl.protocol import CompareOptions
+from flatcl.seeds import derive_seed
+
+TUNING_SEED = derive_seed("tuning")
+"""The repeat that hyper-parameters are chosen on; beyond every seed that can be reported."""
+
+_SCHEMA = 1
+_PACKAGE = Path(__file__).resolve().parent
+_OF_LDC = ("strength", "interval", "source", "damping", "width", "centre")
+# Fields that say which runs there are, or in whose cell they are already.
+_NOT_OF_A_RUN = ("methods", "seeds", "seed", "jobs", "ewc_lambda")
+_LDC_CODE = ("avalanche.py", "core/*.py")
+_RUN_CODE = (
+    "cells.py", "data.py", "evaluation.py", "feed.py", "models.py", "rivals.py", "seeds.py",
+    "streams.py", "tasks.py", "views.py",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run: a method with one value of its hyper-parameter, on one repeat of the stream.
+
+    Attributes:
+        method: its name.
+        value: its hyper-parameter; None if it has none.
+        seed: the repeat's: permutations, draws, order, initial weights.
+        split: the images it is judged on, "val" to choose ``value``, "test" to report.
+    """
+
+    method: str
+    value: float | None
+    seed: int
+    split: Literal["val", "test"]
+
+
+@dataclass(frozen=True)
+class Record:
+    """What came out of one run.
+
+    Attributes:
+        cell: the run.
+        status: "done"; "diverged" if loss, outputs or weights stopped being finite; "failed" if
+            it raised.
+        accuracy: R[i][j], 0 … 1, on task j after task i; rows not measured are None.
+        seconds: of training, the end of each task included, evaluation left out; one number a
+            call of ``train``.
+        bytes_held: kept after the last task, without model and optimiser; None unless done.
+        error: the message of what stopped the run, if it did not end well.
+    """
+
+    cell: Cell
+    status: Literal["done", "diverged", "failed"]
+    accuracy: list[list[float] | None]
+    seconds: list[float]
+    bytes_held: int | None
+    error: str | None = None
+
+
+def identity(options: CompareOptions, cell: Cell) -> dict[str, object]:
+    """Return everything that determines a run: options that matter to it, code, versions.
+
+    Args:
+        options: of the comparison.
+        cell: the run.
+
+    Returns:
+        A JSON-ready dict; two runs with the same one come out the same on the same machine.
+    """
+    config = {name: value for name, value in asdict(options).items() if name not in _NOT_OF_A_RUN}
+    if cell.method != "ldc":
+        config = {name: value for name, value in config.items() if name not in _OF_LDC}
+    if cell.method != "replay":
+        del config["memory"]
+    if options.scenario != "rotated":
+        del config["max_angle"]
+    code = _RUN_CODE + (_LDC_CODE if cell.method == "ldc" or options.offset > 0 else ())
+    return {
+        "schema": _SCHEMA,
+        "cell": asdict(cell),
+        "config": json.loads(json.dumps(config)),  # tuples as a reader sees them
+        "data": _content(options.data),
+        "code": _code(code),
+        "versions": versions(),
+    }
+
+
+def path_of(folder: Path, options: CompareOptions, cell: Cell) -> Path:
+    """Return where a run's record is kept.
+
+    Args:
+        folder: the comparison's output folder.
+        options: of the comparison.
+        cell: the run.
+
+    Returns:
+        ``folder/runs/<hash of its identity>.json``.
+    """
+    text = json.dumps(identity(options, cell), sort_keys=True)
+    return folder / "runs" / f"{hashlib.sha256(text.encode()).hexdigest()[:24]}.json"
+
+
+def save(folder: Path, options: CompareOptions, record: Record) -> Path:
+    """Return the file that the record was written to, in one step.
+
+    Args:
+        folder: the comparison's output folder.
+        options: of the comparison.
+        record: the run's outcome.
+
+    Returns:
+        The path written.
+    """
+    content = identity(options, record.cell) | asdict(record) | {"commit": commit()}
+    return write_json(path_of(folder, options, record.cell), content)
+
+
+def load(folder: Path, options: CompareOptions, cell: Cell) -> Record | None:
+    """Return the record of a run that was made before, if it can be used.
+
+    Args:
+        folder: the comparison's output folder.
+        options: of the comparison.
+        cell: the run.
+
+    Returns:
+        The record; None if there is none, it cannot be read, or the run had failed.
+    """
+    try:
+        content = json.loads(path_of(folder, options, cell).read_text(encoding="utf-8"))
+        if any(content[name] != value for name, value in identity(options, cell).items()):
+            return None
+        record = Record(
+            cell,
+            content["status"],
+            [None if row is None else [float(r) for r in row] for row in content["accuracy"]],
+            [float(second) for second in content["seconds"]],
+            content["bytes_held"],
+            content["error"],
+        )
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return record if record.status in {"done", "diverged"} else None
+
+
+@lru_cache
+def versions() -> Mapping[str, str]:
+    """Return the versions of flatcl and of the packages that its numbers depend on.
+
+    Returns:
+        Version by package name.
+    """
+    packages = ("torch", "avalanche-lib", "numpy")
+    return {"flatcl": __version__} | {name: metadata.version(name) for name in packages}
+
+
+@lru_cache
+def commit() -> str | None:
+    """Return the commit of the source checkout that flatcl runs from.
+
+    Returns:
+        The hash, with "-dirty" if the package's files differ from it; None outside a checkout.
+    """
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(_PACKAGE), *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)
+        return done.stdout.strip()
+
+    try:
+        # A package installed into some project's folder is not that project's commit.
+        if git("ls-files", "--error-unmatch", "__init__.py") != "__init__.py":
+            return None
+        return git("rev-parse", "HEAD") + ("-dirty" if git("status", "--porcelain", ".") else "")
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+@lru_cache
+def _code(patterns: tuple[str, ...]) -> str:
+    digest = hashlib.sha256()
+    for path in sorted(path for pattern in patterns for path in _PACKAGE.glob(pattern)):
+        digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+@lru_cache
+def _content(data: str) -> str:
+    path = Path(data)
+    if path.suffix != ".npz" or not path.is_file():
+        return data
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
