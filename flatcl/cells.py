@@ -8,7 +8,7 @@ import traceback
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, cast
+from typing import Any, TypeAlias, cast
 
 import torch
 from torch import Tensor, nn
@@ -32,9 +32,9 @@ from avalanche.logging import BaseLogger  # noqa: E402
 from avalanche.training.plugins import EvaluationPlugin  # noqa: E402
 from avalanche.training.templates import SupervisedTemplate  # noqa: E402
 
-ModelSource = nn.Module | Callable[[int], nn.Module]
-BenchmarkSource = CLScenario | Callable[[int], CLScenario]
-OptimizerSource = Callable[[Iterable[nn.Parameter]], Optimizer]
+ModelSource: TypeAlias = nn.Module | Callable[[int], nn.Module]
+BenchmarkSource: TypeAlias = "CLScenario | Callable[[int], CLScenario]"
+OptimizerSource: TypeAlias = Callable[[Iterable[nn.Parameter]], Optimizer]
 
 _images = lru_cache(maxsize=1)(load_images)
 
@@ -101,9 +101,7 @@ def run_cell(options: CompareOptions, cell: Cell, own: Own | None = None) -> Rec
 
 
 class _Run:
-    def __init__(
-        self, options: CompareOptions, cell: Cell, own: Own, device: torch.device
-    ) -> None:
+    def __init__(self, options: CompareOptions, cell: Cell, own: Own, device: torch.device) -> None:
         self.options, self.cell, self.own, self.device = options, cell, own, device
         self.accuracy: list[list[float] | None] = []
         self.seconds: list[float] = []
@@ -202,7 +200,7 @@ class _Run:
             return SGD(
                 weights, options.lr, momentum=options.momentum, weight_decay=options.weight_decay
             )
-        kind = {"adam": Adam, "adamw": AdamW}[options.optimizer]
+        kind: type[Adam] = {"adam": Adam, "adamw": AdamW}[options.optimizer]
         return kind(weights, lr=options.lr, weight_decay=options.weight_decay)
 
 

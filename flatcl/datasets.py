@@ -72,18 +72,22 @@ class _Targets(DataAttribute):  # type: ignore[misc]
 
 @dataclass(frozen=True)
 class _Origin:
-    """Where each sample of a data set lies: in which part [N], at which row of it [N]."""
+    """Where each sample of a data set lies: in which part [N], at which row of it [N].
+
+    ``plain`` says that the samples are those of one part, in its order.
+    """
 
     parts: list[TaskImages]
     owner: Tensor
     row: Tensor
+    plain: bool = False
 
 
 def _trace(data: object, group: str | None) -> _Origin | None:
     # ``group`` names the transforms that Avalanche hands down; None where each level has its own.
     if isinstance(data, TaskImages):
         count = len(data)
-        return _Origin([data], torch.zeros(count, dtype=torch.int64), torch.arange(count))
+        return _Origin([data], torch.zeros(count, dtype=torch.int64), torch.arange(count), True)
     if not isinstance(data, FlatData) or not data._datasets:
         return None
     groups = getattr(data, "_transform_groups", None)
@@ -95,6 +99,7 @@ def _trace(data: object, group: str | None) -> _Origin | None:
             return None
     parts: list[TaskImages] = []
     owners, rows = [], []
+    plain = len(data._datasets) == 1 and data._indices is None
     for child in data._datasets:
         origin = _trace(child, group)
         if origin is None:
@@ -102,11 +107,12 @@ def _trace(data: object, group: str | None) -> _Origin | None:
         owners.append(origin.owner + len(parts))
         rows.append(origin.row)
         parts += origin.parts
+        plain = plain and origin.plain
     owner, row = torch.cat(owners), torch.cat(rows)
     if data._indices is not None:
         indices = torch.tensor([int(index) for index in data._indices], dtype=torch.int64)
         owner, row = owner[indices], row[indices]
-    return _Origin(parts, owner, row)
+    return _Origin(parts, owner, row, plain)
 
 
 class ExperienceData(TaskAwareSupervisedClassificationDataset):  # type: ignore[misc]
@@ -152,7 +158,8 @@ class ExperienceData(TaskAwareSupervisedClassificationDataset):  # type: ignore[
         origin = self._origin()
         if origin is None:
             return collate([self[int(index)] for index in indices])
-        rows, labels = origin.row[indices], self._task_labels(indices)
+        rows = indices if origin.plain else origin.row[indices]
+        labels = self._task_labels(indices)
         if len(origin.parts) == 1:
             source = origin.parts[0]
             return [source.select(rows), source.targets.index_select(0, rows), labels]

@@ -140,7 +140,7 @@ def compare(
 def _run(
     cells: list[Cell], options: CompareOptions, own: Own, folder: Path | None
 ) -> Iterator[Record]:
-    from joblib import Parallel, cpu_count, delayed  # noqa: PLC0415 - only this function's
+    from joblib import Parallel, cpu_count, delayed
 
     jobs = min(options.jobs or max(1, cpu_count() // options.threads), len(cells))
     if jobs == 1 or own.given():
@@ -148,7 +148,9 @@ def _run(
         yield from (_attempt(options, cell, own, kept) for cell in cells)
         return
     # A worker of its own for each job imports torch and Avalanche first, some seconds.
-    parallel = Parallel(n_jobs=jobs, batch_size=1, pre_dispatch=jobs, return_as="generator_unordered")
+    parallel = Parallel(
+        n_jobs=jobs, batch_size=1, pre_dispatch=jobs, return_as="generator_unordered"
+    )
     for outcome in parallel(delayed(_guarded)(options, cell, folder) for cell in cells):
         if isinstance(outcome, FlatclError):
             raise outcome
@@ -194,7 +196,7 @@ def _finish(
     }
     broken = [r for records in reported.values() for r in records if r.status != "done"]
     if folder is not None:
-        from flatcl.plots import plot_comparison, png  # noqa: PLC0415 - matplotlib is slow to load
+        from flatcl.plots import plot_comparison, png
 
         write_jsonl(folder / "results.jsonl", rows)
         write_json(folder / "summary.json", summary)

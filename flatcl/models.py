@@ -21,7 +21,7 @@ _CHANNELS = (32, 64, 64)
 _DENSE = 128
 
 
-class TaskSlice(MultiTaskModule):
+class TaskSlice(MultiTaskModule):  # type: ignore[misc]  # Avalanche ships no types
     """A network whose output layer serves all tasks, and that answers with a task's part of it.
 
     Args:
@@ -88,16 +88,14 @@ def make_model(
         outputs_per_task: logits of one task where the task is told; None, or ``n_outputs``, where
             all tasks share them.
         kind: "mlp" has ReLU layers on the flattened input; "cnn" has three 3×3 convolutions (32,
-            64, 64 channels, ReLU, 2×2 max-pooling while the image lasts) and a layer of 128.
+            64, 64 channels, ReLU, 2×2 max-pooling while the image lasts) and a layer of 128, and
+            refuses inputs that are no images with an OptionError.
         hidden: widths of the mlp's hidden layers.
         bias: whether layers have biases.
         init: "torch" keeps PyTorch's own; "he" draws from N(0, 2/fan_in), biases 0.
 
     Returns:
         The network, on the CPU and in training mode.
-
-    Raises:
-        OptionError: a cnn is asked for inputs that are no images.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, "weights"))

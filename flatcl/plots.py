@@ -22,7 +22,7 @@ _INK = (
     "#0072B2",
 )  # fmt: skip
 _COLOURS = dict(zip(METHODS, _INK, strict=True))
-_MARKS = dict(zip(METHODS, "osvPXD^*s", strict=True))
+_MARKS = dict(zip(METHODS, "osvPXD^*p", strict=True))
 _COLUMNS = 4
 
 Rows = Sequence[Mapping[str, object]]

@@ -56,7 +56,8 @@ class RepairedSI(SynapticIntelligencePlugin):
     equals Naive's bit for bit: here they are copied. Its importances may also be negative
     where the path increased the loss, which pushes away from the anchor: here they are
     clamped at 0. The upper clamp at 0.001, the damping 1e-7 and the gradient of loss plus
-    penalty along the path are Avalanche's.
+    penalty along the path are Avalanche's; with them nearly all importances of a small network
+    lie at the clamp, and the penalty is close to an L2 distance from the anchor.
 
     Source: Zenke et al. 2017, arXiv 1703.04200, eqs. 3-5.
 

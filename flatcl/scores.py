@@ -80,7 +80,7 @@ def mean_ci95(values: Sequence[float]) -> tuple[float, float | None]:
         raise DataError("no values to average: at least one run must finish")
     if len(values) == 1:
         return values[0], None
-    from scipy.stats import t  # noqa: PLC0415 - a second of imports, only for tables
+    from scipy.stats import t
 
     n = len(values)
     return fmean(values), float(t.ppf(0.975, n - 1)) * stdev(values) / math.sqrt(n)

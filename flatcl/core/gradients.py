@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from flatcl.core.layers import Unit
+from flatcl.core.moments import Gradient, OuterProduct
 from flatcl.core.stiffness import output_directions
 from flatcl.errors import DataError
 
@@ -99,7 +101,7 @@ def probe_gradients(
     widths: Sequence[float],
     scale: float | None,
     generator: torch.Generator,
-) -> Iterator[list[Tensor]]:
+) -> Iterator[list[Gradient]]:
     """Yield, for each chunk, the gradient of Σ_n r_n · f(x_n) at freshly perturbed weights.
 
     Margin-free: unlike the loss's gradient it does not vanish when the loss does, and it covers
@@ -117,13 +119,14 @@ def probe_gradients(
         generator: of r and of the perturbations, on the CPU.
 
     Yields:
-        One tensor a unit, in its view.
+        One gradient a unit, in its view; by its factors where that is cheaper.
     """
-    leaves = [parameters[name] for unit in units for name in unit.names]
+    names = [name for unit in units for name in unit.names]
+    leaves = [parameters[name] for name in names]
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    originals = [leaf.detach().clone() for leaf in leaves]
     for chunk in chunks:
-        originals = [leaf.detach().clone() for leaf in leaves]
-        with evaluation_mode(model):
+        with evaluation_mode(model), _tapped(model, units, parameters) as taps:
             try:
                 with torch.no_grad():
                     _perturb_(units, parameters, widths, generator)
@@ -131,7 +134,7 @@ def probe_gradients(
                     outputs = forward(chunk)
                     width = 1.0 / outputs.shape[-1] if scale is None else scale
                     r = output_directions(outputs.detach(), width, generator)
-                    found = torch.autograd.grad(outputs, leaves, r, allow_unused=True)
+                    gradients = _gradients(outputs, r, units, parameters, taps)
             finally:
                 with torch.no_grad():
                     for leaf, original in zip(leaves, originals, strict=True):
@@ -139,12 +142,64 @@ def probe_gradients(
                     for name, buffer in model.named_buffers():
                         if name in buffers:
                             buffer.copy_(buffers[name])
-        names = [name for unit in units for name in unit.names]
-        gradients = {
-            name: torch.zeros_like(leaf) if g is None else g
-            for name, leaf, g in zip(names, leaves, found, strict=True)
-        }
-        yield [unit.gather(gradients) for unit in units]
+        yield gradients
+
+
+_Taps: TypeAlias = "dict[str, list[tuple[Tensor, Tensor]]]"
+
+
+@contextmanager
+def _tapped(
+    model: nn.Module, units: Sequence[Unit], parameters: Mapping[str, Tensor]
+) -> Iterator[_Taps]:
+    """Catch inputs and outputs of Linear layers while the body runs, by the weight's name."""
+    held = {id(parameters[unit.name]): unit.name for unit in units if unit.matrix}
+    taps: _Taps = {}
+    handles = []
+
+    def catch(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        taps.setdefault(held[id(layer.weight)], []).append((inputs[0].detach(), output))
+        return output.clone()  # an activation in place must not overwrite what is caught
+
+    try:
+        for layer in model.modules():
+            if isinstance(layer, nn.Linear) and id(layer.weight) in held:
+                handles.append(layer.register_forward_hook(catch))
+        yield taps
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _gradients(
+    outputs: Tensor,
+    r: Tensor,
+    units: Sequence[Unit],
+    parameters: Mapping[str, Tensor],
+    taps: _Taps,
+) -> list[Gradient]:
+    """Return each unit's gradient of Σ r · outputs, by factors for a Linear layer called once."""
+    once = {
+        name: calls[0]
+        for name, calls in taps.items()
+        if len(calls) == 1 and calls[0][0].numel() // calls[0][0].shape[-1] < len(parameters[name])
+    }
+    rest = [name for unit in units if unit.name not in once for name in unit.names]
+    wanted = [z for _, z in once.values()] + [parameters[name] for name in rest]
+    found = torch.autograd.grad(outputs, wanted, r, allow_unused=True)
+    filled = [torch.zeros_like(w) if g is None else g for w, g in zip(wanted, found, strict=True)]
+    at_outputs = dict(zip(once, filled, strict=False))
+    by_name = dict(zip(rest, filled[len(once) :], strict=True))
+    gradients: list[Gradient] = []
+    for unit in units:
+        if unit.name in once:
+            A = once[unit.name][0].reshape(-1, once[unit.name][0].shape[-1])
+            if unit.bias is not None:
+                A = torch.cat([A, A.new_ones(len(A), 1)], dim=1)
+            gradients.append(OuterProduct(at_outputs[unit.name].reshape(len(A), -1), A))
+        else:
+            gradients.append(unit.gather(by_name))
+    return gradients
 
 
 def _perturb_(

@@ -26,7 +26,7 @@ from flatcl.core.gradients import (
 )
 from flatcl.core.layers import Unit
 from flatcl.core.merge import joint_basis, spectrum_in
-from flatcl.core.moments import EigenMoments, KroneckerMoments
+from flatcl.core.moments import EigenMoments, Gradient, KroneckerMoments
 from flatcl.core.options import LDCOptions
 from flatcl.core.stiffness import damp, stiffness_from_probe, stiffness_from_training
 from flatcl.errors import StateError
@@ -183,7 +183,7 @@ class ProbeMeasurement:
             for view in (unit.gather(travelled) for unit in self.units)
         ]
 
-        def one_pass() -> Iterable[list[Tensor]]:
+        def one_pass() -> Iterable[list[Gradient]]:
             return probe_gradients(
                 model,
                 self.units,

@@ -1,14 +1,43 @@
-"""Second moments of a layer's gradients: raw sums and counts, divided only at use."""
+"""Second moments of a layer's gradients: raw sums and counts, divided only at use.
+
+A Linear layer's gradient over n inputs is an outer product, G = Dᵀ A, of rank n or less. With fewer
+inputs than outputs its moments are cheaper from the factors than from G.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
 from flatcl.core.eigenbasis import KroneckerBasis
 from flatcl.errors import StateError
+
+
+@dataclass(frozen=True)
+class OuterProduct:
+    """A gradient G = Dᵀ A [out, in], by its factors.
+
+    Attributes:
+        D: [n, out], gradients at the layer's outputs.
+        A: [n, in], the layer's inputs, a last column of ones for a bias.
+    """
+
+    D: Tensor
+    A: Tensor
+
+    def dense(self) -> Tensor:
+        """Return G.
+
+        Returns:
+            [out, in].
+        """
+        return self.D.T @ self.A
+
+
+Gradient: TypeAlias = "Tensor | OuterProduct"
 
 
 @dataclass
@@ -42,17 +71,22 @@ class KroneckerMoments:
             torch.zeros(width, width, dtype=dtype, device=like.device),
         )
 
-    def add(self, gradient: Tensor, *, weight: float = 1.0, count: float = 1.0) -> None:
+    def add(self, gradient: Gradient, *, weight: float = 1.0, count: float = 1.0) -> None:
         """Add one gradient.
 
         Args:
-            gradient: G [out, in].
+            gradient: G [out, in], or its factors.
             weight: factor of its products in the sums.
             count: what it adds to the divisor.
         """
-        G = gradient.to(self.S_in.dtype)
-        self.S_out.addmm_(G, G.T, alpha=weight)
-        self.S_in.addmm_(G.T, G, alpha=weight)
+        if isinstance(gradient, OuterProduct):
+            D, A = gradient.D.to(self.S_in.dtype), gradient.A.to(self.S_in.dtype)
+            self.S_out.addmm_(D.T, (A @ A.T) @ D, alpha=weight)
+            self.S_in.addmm_(A.T, (D @ D.T) @ A, alpha=weight)
+        else:
+            G = gradient.to(self.S_in.dtype)
+            self.S_out.addmm_(G, G.T, alpha=weight)
+            self.S_in.addmm_(G.T, G, alpha=weight)
         self.total += count
 
     def means(self) -> tuple[Tensor, Tensor]:
@@ -103,15 +137,20 @@ class EigenMoments:
         zero = torch.zeros_like(like, dtype=torch.promote_types(like.dtype, torch.float32))
         return cls(basis, zero, zero.clone())
 
-    def add(self, gradient: Tensor, *, weight: float = 1.0) -> None:
+    def add(self, gradient: Gradient, *, weight: float = 1.0) -> None:
         """Add one gradient.
 
         Args:
-            gradient: G, in the shape given to ``zeros``.
+            gradient: G, in the shape given to ``zeros``, or its factors.
             weight: w, e.g. the batch size.
         """
-        G = gradient.to(self.first.dtype)
-        z = G if self.basis is None else self.basis.project(G)
+        if isinstance(gradient, OuterProduct) and self.basis is not None:
+            D, A = gradient.D.to(self.first.dtype), gradient.A.to(self.first.dtype)
+            z = (D @ self.basis.U_out).T @ (A @ self.basis.U_in)
+        else:
+            dense = gradient.dense() if isinstance(gradient, OuterProduct) else gradient
+            G = dense.to(self.first.dtype)
+            z = G if self.basis is None else self.basis.project(G)
         self.first.add_(z, alpha=weight)
         self.second.addcmul_(z, z, value=weight)
         self.weight += weight

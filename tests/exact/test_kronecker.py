@@ -19,7 +19,9 @@ def rand(*shape, g):
 
 
 def constraint(g, out=4, width=6):
-    basis = KroneckerBasis(torch.linalg.qr(rand(out, out, g=g))[0], torch.linalg.qr(rand(width, width, g=g))[0])
+    basis = KroneckerBasis(
+        torch.linalg.qr(rand(out, out, g=g))[0], torch.linalg.qr(rand(width, width, g=g))[0]
+    )
     return Constraint(basis, rand(out, width, g=g).square(), rand(out, width, g=g))
 
 
@@ -27,9 +29,7 @@ def test_basis_against_a_dense_eigendecomposition(generator):
     A, B = (m @ m.T for m in (rand(3, 3, g=generator), rand(5, 5, g=generator)))
     basis = KroneckerBasis.from_moments(A, B)
     dense = torch.linalg.eigvalsh(torch.kron(A, B))
-    spectrum = torch.outer(
-        torch.linalg.eigvalsh(A).flip(0), torch.linalg.eigvalsh(B).flip(0)
-    )
+    spectrum = torch.outer(torch.linalg.eigvalsh(A).flip(0), torch.linalg.eigvalsh(B).flip(0))
     torch.testing.assert_close(spectrum.reshape(-1).sort().values, dense, rtol=1e-10, atol=1e-12)
     W = rand(3, 5, g=generator)
     through = basis.unproject(spectrum * basis.project(W))
@@ -52,7 +52,10 @@ def test_eigenvectors_have_fixed_signs_and_refuse_nan(generator):
 
 
 def test_matrix_normal_moments_factorise(generator):
-    U, V = (m @ m.T + torch.eye(len(m), dtype=torch.float64) for m in (rand(3, 3, g=generator), rand(4, 4, g=generator)))
+    U, V = (
+        m @ m.T + torch.eye(len(m), dtype=torch.float64)
+        for m in (rand(3, 3, g=generator), rand(4, 4, g=generator))
+    )
     left, right = torch.linalg.cholesky(U), torch.linalg.cholesky(V)
     G = left @ rand(100_000, 3, 4, g=generator) @ right.T
     moments = KroneckerMoments(
@@ -75,7 +78,9 @@ def test_second_moment_is_the_diagonal_of_the_dense_one(generator):
         moments.add(g, weight=2.0)
     S = torch.einsum("ni,nj->ij", G.reshape(40, -1), G.reshape(40, -1)) * 2.0
     Q = torch.kron(basis.U_out, basis.U_in)
-    torch.testing.assert_close(moments.second.reshape(-1), (Q.T @ S @ Q).diagonal(), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(
+        moments.second.reshape(-1), (Q.T @ S @ Q).diagonal(), rtol=1e-12, atol=1e-12
+    )
     torch.testing.assert_close(moments.second.sum(), S.trace(), rtol=1e-12, atol=0)
     assert (moments.weight, moments.count) == (80.0, 40)
 
@@ -85,7 +90,9 @@ def test_energy_and_dense_agree_and_dense_has_a_limit(generator):
     W = rand(4, 6, g=generator)
     x = (W - c.anchor).reshape(-1)
     torch.testing.assert_close(c.energy(W), 0.5 * x @ c.to_dense() @ x, rtol=1e-10, atol=0)
-    torch.testing.assert_close(c.apply(W - c.anchor).reshape(-1), c.to_dense() @ x, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(
+        c.apply(W - c.anchor).reshape(-1), c.to_dense() @ x, rtol=1e-10, atol=1e-12
+    )
     big = Constraint(None, torch.zeros(5000), torch.zeros(5000))
     with pytest.raises(OptionError, match="limit is 4096"):
         big.to_dense()
@@ -95,7 +102,9 @@ def test_merge_is_exact_where_bases_agree(generator):
     a = constraint(generator)
     b = Constraint(a.basis, rand(4, 6, g=generator).square(), rand(4, 6, g=generator))
     merged, lost = merge([a, b])
-    torch.testing.assert_close(merged.to_dense(), a.to_dense() + b.to_dense(), rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(
+        merged.to_dense(), a.to_dense() + b.to_dense(), rtol=1e-10, atol=1e-10
+    )
     assert lost < 1e-12
     assert torch.equal(merged.anchor, b.anchor)
 
@@ -105,7 +114,9 @@ def test_merged_spectrum_is_the_exact_diagonal_and_keeps_the_trace(generator):
     merged, lost = merge(parts)
     K = sum(c.to_dense() for c in parts)
     Q = torch.kron(merged.basis.U_out, merged.basis.U_in)
-    torch.testing.assert_close(merged.stiffness.reshape(-1), (Q.T @ K @ Q).diagonal(), rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(
+        merged.stiffness.reshape(-1), (Q.T @ K @ Q).diagonal(), rtol=1e-10, atol=1e-10
+    )
     torch.testing.assert_close(merged.stiffness.sum(), K.trace(), rtol=1e-10, atol=0)
     off = 1 - float(merged.stiffness.square().sum() / K.square().sum())
     assert lost == pytest.approx(off, abs=1e-10)
@@ -136,7 +147,9 @@ def test_adding_kronecker_factors_instead_would_not_keep_the_trace(generator):
 
 
 @settings(max_examples=25, deadline=None, derandomize=True)
-@given(out=st.integers(1, 6), width=st.integers(1, 9), seed=st.integers(0, 2**31), n=st.integers(1, 4))
+@given(
+    out=st.integers(1, 6), width=st.integers(1, 9), seed=st.integers(0, 2**31), n=st.integers(1, 4)
+)
 def test_merge_properties(out, width, seed, n):
     g = torch.Generator().manual_seed(seed)
     parts = [constraint(g, out, width) for _ in range(n)]
@@ -146,7 +159,9 @@ def test_merge_properties(out, width, seed, n):
     total = sum(float(c.stiffness.sum()) for c in parts)
     assert float(merged.stiffness.sum()) == pytest.approx(total, rel=1e-9)
     basis = joint_basis([c.partial_traces() for c in parts])
-    assert float(spectrum_in(parts[0], basis).sum()) == pytest.approx(float(parts[0].stiffness.sum()), rel=1e-9)
+    assert float(spectrum_in(parts[0], basis).sum()) == pytest.approx(
+        float(parts[0].stiffness.sum()), rel=1e-9
+    )
 
 
 def test_merging_quadratics_entry_by_entry(generator):

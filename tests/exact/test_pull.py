@@ -38,7 +38,9 @@ def test_number_metric_is_the_implicit_step(generator, strength):
     c = random_constraint(generator)
     W = torch.randn(OUT, IN, generator=generator, dtype=torch.float64)
     y = full(c, W, 0.3, strength)
-    torch.testing.assert_close(y, pull_reference(c, W, 0.3, strength=strength), rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(
+        y, pull_reference(c, W, 0.3, strength=strength), rtol=1e-10, atol=1e-12
+    )
 
 
 def test_zero_stiffness_changes_no_bit_and_infinite_strength_gives_the_anchor(generator):

@@ -167,7 +167,13 @@ def test_probe_perturbs_to_the_width_asked_and_restores_every_bit(generator):
     widths = [0.25 if unit.matrix else 0.0 for unit in units]
     list(
         probe_gradients(
-            model, units, parameters, chunks, forward=forward, widths=widths, scale=None,
+            model,
+            units,
+            parameters,
+            chunks,
+            forward=forward,
+            widths=widths,
+            scale=None,
             generator=generator,
         )
     )
@@ -178,6 +184,51 @@ def test_probe_perturbs_to_the_width_asked_and_restores_every_bit(generator):
         assert torch.equal(tensor, before[name]), name
     assert model.training
     assert all(p.grad is None for p in model.parameters())
+
+
+def test_factored_gradients_equal_dense_ones(generator):
+    """The same directions, with and without the layers' taps: the same moments."""
+    from flatcl.core import gradients as module
+    from flatcl.core.eigenbasis import KroneckerBasis
+    from flatcl.core.moments import EigenMoments, KroneckerMoments, OuterProduct
+
+    model = nn.Sequential(
+        nn.Linear(6, 40), nn.ReLU(inplace=True), nn.Linear(40, 40, bias=False), nn.Tanh(),
+        nn.Linear(40, 3),
+    )  # fmt: skip
+    x = torch.randn(48, 6, generator=generator)
+    units, parameters = matrix_views(model), trained_parameters(model)
+
+    def gradients(tapped):
+        with pytest.MonkeyPatch.context() as patch:
+            if not tapped:
+                original = module._gradients
+                patch.setattr(
+                    module, "_gradients", lambda o, r, u, p, taps: original(o, r, u, p, {})
+                )
+            return list(
+                probe_gradients(
+                    model, units, parameters, [[part] for part in x.split(16)],
+                    forward=lambda batch: model(batch[0]), widths=[0.1] * len(units), scale=None,
+                    generator=torch.Generator().manual_seed(1),
+                )
+            )  # fmt: skip
+
+    factored, dense = gradients(True), gradients(False)
+    assert isinstance(factored[0][0], OuterProduct)
+    for i, unit in enumerate(units):
+        sides = [KroneckerMoments.zeros(unit.gather(parameters)) for _ in range(2)]
+        for which, batches in enumerate((factored, dense)):
+            for batch in batches:
+                sides[which].add(batch[i])
+        torch.testing.assert_close(sides[0].S_in, sides[1].S_in, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(sides[0].S_out, sides[1].S_out, rtol=1e-4, atol=1e-6)
+        basis = KroneckerBasis.from_moments(*sides[1].means())
+        eigen = [EigenMoments.zeros(basis, unit.gather(parameters).detach()) for _ in range(2)]
+        for which, batches in enumerate((factored, dense)):
+            for batch in batches:
+                eigen[which].add(batch[i])
+        torch.testing.assert_close(eigen[0].second, eigen[1].second, rtol=1e-3, atol=1e-6)
 
 
 def test_probe_unit_is_fixed_by_the_first_task(generator):

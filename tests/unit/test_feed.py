@@ -120,6 +120,14 @@ def test_torch_s_own_subsets_and_concatenations_are_right() -> None:
         assert equal(batch, one_by_one(first.concat(second)))
 
 
+def test_tasks_mixed_beyond_the_cache_are_never_made_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = (e.dataset for e in stream(cache_bytes=0).benchmark.train_stream)
+    data = first.concat(second)
+    expected = one_by_one(data)
+    monkeypatch.setattr(TaskImages, "inputs", None)
+    assert equal(data.batch(torch.arange(100)), expected)
+
+
 def test_a_loader_indexes_once_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     data = stream().benchmark.train_stream[0].dataset
     sizes: list[int] = []
@@ -138,6 +146,11 @@ def test_a_loader_indexes_once_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_transforms_and_further_fields_go_sample_by_sample() -> None:
     data = stream().benchmark.train_stream[0].dataset
+    data.batch(torch.arange(3))  # what it remembers must not pass to changed copies
+    relabelled = data.update_data_attribute("targets_task_labels", [4] * 50)
+    assert relabelled.batch(torch.arange(3))[2].tolist() == [4, 4, 4]
+    again = relabelled.update_data_attribute("targets_task_labels", [7] * 50)
+    assert again.batch(torch.arange(3))[2].tolist() == [7, 7, 7]
     doubled = data.replace_current_transform_group(lambda x: 2 * x)
     assert doubled.sources() is None
     x, y, _ = next(iter(DataLoader(doubled, 50, collate_fn=doubled.collate_fn)))
@@ -158,46 +171,6 @@ def test_transforms_and_further_fields_go_sample_by_sample() -> None:
     batch = next(iter(DataLoader(numbered, 7, collate_fn=numbered.collate_fn)))
     assert len(batch) == 4
     assert torch.equal(batch[3], torch.arange(7))
-
-
-@pytest.mark.parametrize(
-    ("count", "size", "drop", "lengths"),
-    [
-        (50, 16, False, [16, 16, 16, 2]),
-        (50, 16, True, [16, 16, 16]),
-        (48, 16, True, [16] * 3),
-        (48, 16, False, [16] * 3),
-        (5, 16, False, [5]),
-        (5, 16, True, []),
-        (3, 1, False, [1, 1, 1]),
-    ],
-)
-def test_the_last_partial_batch(count: int, size: int, drop: bool, lengths: list[int]) -> None:
-    data = stream(train_size=count).benchmark.train_stream[0].dataset
-    feed = data.feed(size, drop_last=drop)
-    assert [len(batch[1]) for batch in feed] == lengths
-    assert len(feed) == len(lengths)
-
-
-def test_a_batch_size_of_0_is_refused() -> None:
-    with pytest.raises(OptionError, match="batch size is 0"):
-        stream().benchmark.train_stream[0].dataset.feed(0)
-
-
-def test_orders_are_new_each_epoch_the_same_each_time_and_leave_global_randomness() -> None:
-    data = stream(train_size=None).benchmark.train_stream[0].dataset
-    state = torch.get_rng_state()
-    feed = data.feed(32, shuffle=True)
-    first, second = (torch.cat([batch[0] for batch in feed]) for _ in range(2))
-    assert torch.equal(torch.get_rng_state(), state)
-    again = data.feed(32, shuffle=True)
-    assert torch.equal(torch.cat([batch[0] for batch in again]), first)
-    assert not torch.equal(first, second)
-    plain = torch.cat([batch[0] for batch in data.feed(32)])
-    assert not torch.equal(first, plain)
-    whole = sorted(map(tuple, plain.flatten(1).tolist()))
-    assert sorted(map(tuple, first.flatten(1).tolist())) == whole
-    assert sorted(map(tuple, second.flatten(1).tolist())) == whole
 
 
 def test_fast_naive_equals_a_plain_loop_over_the_feed() -> None:

@@ -1,0 +1,232 @@
+"""``flatcl compare``: methods on one stream, a table, a figure and the numbers behind them."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import types
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flatcl.errors import OptionError
+from flatcl.protocol import CompareOptions, option_fields
+
+if TYPE_CHECKING:
+    from flatcl.experiments import Comparison, Progress
+
+_OUT = "flatcl-out"
+
+
+def add_parser(commands: Any) -> None:
+    """Add the subcommand and its options, one for each field of ``CompareOptions``.
+
+    Args:
+        commands: what ``ArgumentParser.add_subparsers`` returned.
+    """
+    parser = commands.add_parser(
+        "compare",
+        help="train methods on one stream and compare what they remember",
+        description="Trains each method on the same tasks, from the same initial weights and in "
+        "the same batches; writes results.jsonl, summary.json and compare.png. Started again with "
+        "the same options and --out, it goes on with the runs that are missing.",
+        argument_default=argparse.SUPPRESS,  # what is not given is the file's or the default
+    )
+    parser.add_argument("--out", metavar="DIR", help=f"folder to write to [{_OUT}]")
+    parser.add_argument("--config", metavar="FILE.toml", help="options by name; flags go before it")
+    parser.add_argument("--json", action="store_true", help="print summary.json, not the table")
+    parser.add_argument("--quiet", action="store_true", help="show no progress")
+    for item in option_fields():
+        flag, meta = item.name.replace("_", "-"), item.metadata
+        if isinstance(item.default, bool):
+            parser.add_argument(
+                f"--no-{flag}", dest=item.name, action="store_false", help=meta["help"]
+            )
+            continue
+        parser.add_argument(
+            f"--{flag}",
+            type=_reader(meta["parse"]),
+            choices=meta["choices"] or None,
+            metavar=meta["metavar"] or (None if meta["choices"] else _kind(meta["parse"])),
+            help=meta["help"].replace("%", "%%") + _default(item.name, item.default),
+        )
+    parser.set_defaults(run=run)
+
+
+def run(chosen: argparse.Namespace) -> int:
+    """Return the exit code of ``flatcl compare``.
+
+    Args:
+        chosen: the parsed command line.
+
+    Returns:
+        0 if every reported run ended well, 1 if one diverged or failed.
+    """
+    given = {name: value for name, value in vars(chosen).items() if name not in {"run", "command"}}
+    own = {name: given.pop(name, default) for name, default in _OWN.items()}
+    settings: dict[str, Any] = {} if own["config"] is None else read_config(own["config"])
+    options = CompareOptions(**(settings | given))
+
+    from flatcl.experiments import compare
+
+    with _Reporter(quiet=own["quiet"]) as reporter:
+        reporter.say(options.headline())
+        comparison = compare(options, out=own["out"], progress=reporter)
+    if own["json"]:
+        print((Path(own["out"]) / "summary.json").read_text(encoding="utf-8"), end="")
+    else:
+        _print_table(comparison, own["out"])
+    for record in comparison.broken:
+        reason = (record.error or "").strip().splitlines()[-1]
+        print(
+            f"flatcl: {record.cell.method}, seed {record.cell.seed} {record.status}: {reason}",
+            file=sys.stderr,
+        )
+    return 1 if comparison.broken else 0
+
+
+_OWN: dict[str, Any] = {"out": _OUT, "config": None, "json": False, "quiet": False}
+
+
+def read_config(path: str) -> dict[str, Any]:
+    """Return the options that a TOML file sets.
+
+    Args:
+        path: of the file; its keys are the fields of ``CompareOptions``, with ``-`` or ``_``.
+
+    Returns:
+        Values by field name; lists become tuples, ``"all"`` becomes None.
+
+    Raises:
+        OptionError: the file cannot be read or parsed, or has an unknown key or a table.
+    """
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        import tomli as tomllib
+    try:
+        content = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise OptionError(
+            f"config {path!r} cannot be read ({error.strerror}): name a file"
+        ) from error
+    except ValueError as error:
+        raise OptionError(
+            f"config {path!r} is no TOML ({error}): write KEY = VALUE lines"
+        ) from error
+    known = {item.name: item.metadata["parse"] for item in option_fields()}
+    settings: dict[str, Any] = {}
+    for key, value in content.items():
+        name = key.replace("-", "_")
+        if name not in known:
+            names = ", ".join(sorted(option.replace("_", "-") for option in known))
+            raise OptionError(f"config {path!r} has the unknown key {key!r}; there are {names}")
+        if isinstance(value, str):
+            value = _parsed(key, value, known[name])
+        settings[name] = tuple(value) if isinstance(value, list) else value
+    return settings
+
+
+def _parsed(key: str, text: str, parse: Callable[[str], object]) -> object:
+    try:
+        return parse(text)
+    except ValueError as error:
+        raise OptionError(f"{key} is {text!r}: give {_kind(parse)}") from error
+
+
+def _reader(parse: Callable[[str], object]) -> Callable[[str], object]:
+    def read(text: str) -> object:
+        try:
+            return parse(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(f"{text!r}: give {_kind(parse)}") from error
+
+    return read
+
+
+def _kind(parse: Callable[[str], object]) -> str:
+    return {int: "N", float: "X", str: "NAME"}.get(parse, "N,N")  # type: ignore[call-overload, no-any-return]
+
+
+def _default(name: str, value: object) -> str:
+    if isinstance(value, tuple):
+        value = ",".join(map(str, value))
+    if name == "train_size":
+        value = "all"
+    return "" if value is None else f" [{value}]"
+
+
+def _print_table(comparison: Comparison, out: str) -> None:
+    print(comparison.options.headline())
+    print()
+    print(comparison.table())
+    print()
+    for name, entry in comparison.summary["methods"].items():
+        print(_tuning_line(name, entry), end="")
+    print(f"mean ± 95 % t-interval over seeds; figure and numbers in {out}")
+
+
+def _tuning_line(name: str, entry: Mapping[str, Any]) -> str:
+    if entry["grid"] is None:
+        return ""
+    tried = ", ".join(f"{step['value']:g}: {step['acc_val']:.1f}" for step in entry["grid"])
+    return f"{name}: {entry['hyperparameter']} {entry['value']:g} won on validation ({tried})\n"
+
+
+class _Reporter:
+    """Progress on stderr: a bar on a terminal, else a line for each run."""
+
+    def __init__(self, *, quiet: bool) -> None:
+        self._quiet = quiet
+        self._bar: Any = None
+
+    def __enter__(self) -> _Reporter:
+        if not self._quiet and sys.stderr.isatty():
+            from tqdm import tqdm
+
+            self._bar = tqdm(unit="run", file=sys.stderr, leave=False)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: types.TracebackType | None,
+    ) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def say(self, line: str) -> None:
+        """Print a line, beside the bar if there is one.
+
+        Args:
+            line: without its newline.
+        """
+        if self._bar is not None:
+            self._bar.write(line, file=sys.stderr)
+        elif not self._quiet:
+            print(line, file=sys.stderr, flush=True)
+
+    def __call__(self, progress: Progress) -> None:
+        """Show where the comparison is.
+
+        Args:
+            progress: told by ``compare``.
+        """
+        if self._bar is not None:
+            self._bar.total = progress.total
+            self._bar.n = progress.done
+            self._bar.refresh()
+        if progress.record is None:
+            if progress.done:
+                self.say(f"{progress.done} runs found, {progress.total - progress.done} to go")
+            return
+        cell = progress.record.cell
+        what = "tuning" if cell.split == "val" else f"seed {cell.seed}"
+        value = "" if cell.value is None else f" {cell.value:g}"
+        line = f"{progress.done}/{progress.total} {cell.method}{value}, {what}: "
+        line += f"{progress.record.status}, {sum(progress.record.seconds):.1f} s"
+        if self._bar is None:
+            self.say(line)
+        else:
+            self._bar.set_description(line)
