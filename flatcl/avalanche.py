@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
 from flatcl.core.engine import Landscape
-from flatcl.core.options import LDCOptions
+from flatcl.core.options import LDCOptions, Source
 from flatcl.errors import OptionError, StateError
 from flatcl.host import ensure_avalanche
 
@@ -29,7 +29,7 @@ from avalanche.training.plugins.evaluation import EvaluationPlugin, default_eval
 from avalanche.training.templates import SupervisedTemplate  # noqa: E402
 
 _OPTIONS = tuple(field.name for field in fields(LDCOptions))
-_OF_EWC = ("ewc_lambda", "mode", "decay_factor", "keep_importance_data")
+_DEFAULT = LDCOptions()
 
 
 class LDCPlugin(SupervisedPlugin):
@@ -232,7 +232,20 @@ class LDC(SupervisedTemplate):
         plugins: further plugins; the caller's list is left as it is.
         evaluator: metrics and loggers.
         eval_every: as in every Avalanche strategy.
-        **kwargs: fields of ``LDCOptions``, and further arguments of ``SupervisedTemplate``.
+        strength: field of ``LDCOptions``, as all down to ``seed``.
+        interval: field of ``LDCOptions``.
+        source: field of ``LDCOptions``.
+        damping: field of ``LDCOptions``.
+        width: field of ``LDCOptions``.
+        centre: field of ``LDCOptions``.
+        probe_inputs: field of ``LDCOptions``.
+        probe_batch: field of ``LDCOptions``.
+        seed: field of ``LDCOptions``.
+        ewc_lambda: of EWC; ignored, as the next three.
+        mode: of EWC; ignored.
+        decay_factor: of EWC; ignored.
+        keep_importance_data: of EWC; ignored.
+        **kwargs: further arguments of ``SupervisedTemplate``.
 
     Raises:
         OptionError: an option is out of its range.
@@ -252,15 +265,45 @@ class LDC(SupervisedTemplate):
         plugins: Sequence[BasePlugin] | None = None,
         evaluator: EvaluationPlugin | Callable[[], EvaluationPlugin] = default_evaluator,
         eval_every: int = -1,
+        strength: float = _DEFAULT.strength,
+        interval: int = _DEFAULT.interval,
+        source: Source = _DEFAULT.source,
+        damping: float | None = _DEFAULT.damping,
+        width: float = _DEFAULT.width,
+        centre: bool | None = _DEFAULT.centre,
+        probe_inputs: int = _DEFAULT.probe_inputs,
+        probe_batch: int = _DEFAULT.probe_batch,
+        seed: int = _DEFAULT.seed,
+        ewc_lambda: float | None = None,
+        mode: str | None = None,
+        decay_factor: float | None = None,
+        keep_importance_data: bool | None = None,
         **kwargs: Any,
     ) -> None:
-        ignored = [name for name in _OF_EWC if kwargs.pop(name, None) is not None]
+        of_ewc = {
+            "ewc_lambda": ewc_lambda,
+            "mode": mode,
+            "decay_factor": decay_factor,
+            "keep_importance_data": keep_importance_data,
+        }
+        ignored = [name for name, value in of_ewc.items() if value is not None]
         if ignored:
             warnings.warn(
-                f"LDC has nothing to tune: {', '.join(ignored)} of EWC ignored", stacklevel=2
+                # The frames between are Avalanche's wrapper of every strategy's __init__.
+                f"LDC has nothing to tune: {', '.join(ignored)} of EWC ignored",
+                stacklevel=3,
             )
-        options = {name: kwargs.pop(name) for name in _OPTIONS if name in kwargs}
-        self.ldc = LDCPlugin(**options)
+        self.ldc = LDCPlugin(
+            strength=strength,
+            interval=interval,
+            source=source,
+            damping=damping,
+            width=width,
+            centre=centre,
+            probe_inputs=probe_inputs,
+            probe_batch=probe_batch,
+            seed=seed,
+        )
         super().__init__(
             model=model,
             optimizer=optimizer,

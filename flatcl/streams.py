@@ -65,6 +65,11 @@ class Stream:
         self.benchmark: CLScenario = with_task_labels(
             with_classes_timeline(benchmark_from_datasets(**parts))
         )
+        for stream in self.benchmark.streams.values():
+            for experience in stream:
+                # Avalanche leaves a set, which its own MultiHeadClassifier cannot index with.
+                classes = sorted(experience.classes_in_this_experience)
+                experience.classes_in_this_experience = classes
 
 
 def make_stream(

@@ -99,7 +99,7 @@ def probe_gradients(
     *,
     forward: Forward,
     widths: Sequence[float],
-    scale: float | None,
+    scale: float,
     generator: torch.Generator,
 ) -> Iterator[list[Gradient]]:
     """Yield, for each chunk, the gradient of Σ_n r_n · f(x_n) at freshly perturbed weights.
@@ -115,7 +115,7 @@ def probe_gradients(
         chunks: batches of inputs.
         forward: from a chunk to outputs [..., C].
         widths: standard deviation of each unit's perturbation, w; 0 for none.
-        scale: standard deviation of r; None takes 1/C.
+        scale: standard deviation of r.
         generator: of r and of the perturbations, on the CPU.
 
     Yields:
@@ -132,8 +132,7 @@ def probe_gradients(
                     _perturb_(units, parameters, widths, generator)
                 with torch.enable_grad():
                     outputs = forward(chunk)
-                    width = 1.0 / outputs.shape[-1] if scale is None else scale
-                    r = output_directions(outputs.detach(), width, generator)
+                    r = output_directions(outputs.detach(), scale, generator)
                     gradients = _gradients(outputs, r, units, parameters, taps)
             finally:
                 with torch.no_grad():

@@ -173,15 +173,19 @@ class ProbeMeasurement:
             batches, inputs=options.probe_inputs, size=options.probe_batch, device=device
         )
         if scale is None:
-            # Fixed by the first task: the unit must not change as a head grows.
+            # Covariance (I − 11ᵀ/C)/C is the Hessian of cross-entropy in the logits where all C
+            # probabilities are equal: the loss's own unit, without its margin. Fixed by the first
+            # task, since the unit must not change as a head grows.
             with evaluation_mode(model), torch.no_grad():
-                scale = 1.0 / max(2, forward(chunks[0]).shape[-1])
+                scale = max(2, forward(chunks[0]).shape[-1]) ** -0.5
         inputs = sum(len(chunk[0]) for chunk in chunks)
         # Only matrices are perturbed: see probe_gradients.
         widths = [
             options.width * float(view.norm()) / max(1, view.numel()) ** 0.5
             for view in (unit.gather(travelled) for unit in self.units)
         ]
+
+        unit_scale = scale
 
         def one_pass() -> Iterable[list[Gradient]]:
             return probe_gradients(
@@ -191,7 +195,7 @@ class ProbeMeasurement:
                 chunks,
                 forward=forward,
                 widths=widths,
-                scale=scale,
+                scale=unit_scale,
                 generator=generator,
             )
 
@@ -254,7 +258,7 @@ class TrainingMeasurement:
         Raises:
             StateError: the batch size is missing.
         """
-        if self.steps is not None and step <= self.steps - self.steps // 5:
+        if self.steps is not None and step <= self.steps - self._tail(self.steps):
             return
         if batch_size is None:
             raise StateError('source="sgd" weighs gradients by batch size: call step(batch_size=…)')
@@ -275,8 +279,15 @@ class TrainingMeasurement:
             if unit.matrix
         }
         self.boundary = (
-            step + _FIRST_WINDOW - 1 if self.steps is None else self.steps - self.steps // 10
+            step + _FIRST_WINDOW - 1
+            if self.steps is None
+            else self.steps - self._tail(self.steps) // 2
         )
+
+    @staticmethod
+    def _tail(steps: int) -> int:
+        """Return the length of the last part that is watched: 20 %, more in a short task."""
+        return min(steps, max(steps // 5, 2 * _FIRST_WINDOW))
 
     def _roll(self, step: int, parameters: Mapping[str, Tensor]) -> None:
         """Freeze the basis of the window that has just ended and open the next."""

@@ -141,7 +141,7 @@ def test_probe_is_its_closed_form_whatever_its_batch(generator, probe_batch):
     landscape.step()
     landscape.end_task([x])
     c = landscape.constraints["weight"]
-    scale = 1.0 / CLASSES
+    scale = CLASSES**-0.5
     centring = torch.eye(CLASSES, dtype=torch.float64) - 1.0 / CLASSES
     K = scale**2 * torch.kron(centring, x.T @ x / N)
     expected = diagonal_in(c, K)
@@ -173,7 +173,7 @@ def test_probe_perturbs_to_the_width_asked_and_restores_every_bit(generator):
             chunks,
             forward=forward,
             widths=widths,
-            scale=None,
+            scale=0.5,
             generator=generator,
         )
     )
@@ -209,7 +209,7 @@ def test_factored_gradients_equal_dense_ones(generator):
             return list(
                 probe_gradients(
                     model, units, parameters, [[part] for part in x.split(16)],
-                    forward=lambda batch: model(batch[0]), widths=[0.1] * len(units), scale=None,
+                    forward=lambda batch: model(batch[0]), widths=[0.1] * len(units), scale=0.5,
                     generator=torch.Generator().manual_seed(1),
                 )
             )  # fmt: skip
@@ -237,7 +237,7 @@ def test_probe_unit_is_fixed_by_the_first_task(generator):
     landscape.begin_task()
     landscape.step()
     landscape.end_task([torch.randn(64, 4, generator=generator)])
-    assert landscape.probe_scale == 0.5
+    assert landscape.probe_scale == 2**-0.5
     grown = nn.Linear(4, 8)
     with torch.no_grad():
         grown.weight[:2], grown.bias[:2] = model.weight, model.bias
@@ -245,5 +245,5 @@ def test_probe_unit_is_fixed_by_the_first_task(generator):
     landscape.begin_task()
     landscape.step()
     landscape.end_task([torch.randn(64, 4, generator=generator)])
-    assert landscape.probe_scale == 0.5
+    assert landscape.probe_scale == 2**-0.5
     assert landscape.constraints["weight"].stiffness.shape == (8, 5)

@@ -34,7 +34,7 @@ def test_cnn_pools_while_the_image_lasts(shape: tuple[int, int, int]) -> None:
 
 
 def test_cnn_refuses_flat_inputs() -> None:
-    with pytest.raises(OptionError, match="inputs have shape .* take model 'mlp'"):
+    with pytest.raises(OptionError, match=r"inputs have shape .* take model 'mlp'"):
         make_model((64,), 10, seed=0, kind="cnn")
 
 

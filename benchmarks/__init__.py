@@ -1,0 +1,1 @@
+"""Measurements behind the figures that flatcl quotes; each file is a command."""

@@ -1,0 +1,122 @@
+"""How LDC's defaults were chosen: validation accuracy of each candidate on every stream.
+
+``python -m benchmarks.defaults`` makes the runs that are missing (one repeat, never reported, of
+ten streams with SGD and with Adam, judged on validation images) under
+``benchmarks/results/defaults`` and renders ``benchmarks/DEFAULTS.md`` from them;
+``--render`` only renders.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from joblib import Parallel, delayed
+
+from benchmarks.streams import LONG, SHORT, stream_options
+from flatcl.cells import run_cell
+from flatcl.io import write_bytes
+from flatcl.protocol import CompareOptions
+from flatcl.records import TUNING_SEED, Cell, load, save
+from flatcl.scores import scores
+from flatcl.tables import markdown_table
+
+HERE = Path(__file__).parent
+RESULTS = HERE / "results" / "defaults"
+CELL = Cell("ldc", None, TUNING_SEED, "val")
+
+_BASE: dict[str, Any] = {"interval": 20, "damping": 0.3, "width": 1.0, "source": "probe"}
+CANDIDATES: tuple[dict[str, Any], ...] = tuple(
+    {**_BASE, **change}
+    for change in (
+        *({"strength": strength} for strength in (2.0, 1.0, 4.0, 0.5, 8.0)),
+        *({"strength": strength, "interval": 10} for strength in (2.0, 4.0, 1.0)),
+        *({"strength": strength, "damping": 1.0} for strength in (1.0, 2.0)),
+        {"strength": 2.0, "damping": 0.1},
+        {"strength": 2.0, "width": 0.0},
+        {"strength": 2.0, "source": "sgd", "damping": 0.0},
+        {"strength": 20.0, "source": "sgd", "damping": 0.0},
+    )
+)
+OFFSETS = (1.0, 2.0, 3.0)
+
+
+def grid() -> Iterator[CompareOptions]:
+    """Yield the options of every run, the likelier candidates first.
+
+    Yields:
+        One for each candidate, stream and optimiser; offsets on class-incremental streams only,
+        since elsewhere no class is absent.
+    """
+    for candidate in CANDIDATES:
+        for stream in (*SHORT, *LONG):
+            for optimizer in ("sgd", "adam"):
+                yield stream_options(stream, optimizer, **candidate)
+    for offset in OFFSETS:
+        for stream in ("split-mnist-class", "split-fashion-class"):
+            for optimizer in ("sgd", "adam"):
+                yield stream_options(stream, optimizer, offset=offset, **CANDIDATES[0])
+
+
+def _fill(options: CompareOptions) -> None:
+    if load(RESULTS, options, CELL) is None:
+        save(RESULTS, options, run_cell(options, CELL))
+
+
+def render() -> str:
+    """Return the table of all recorded runs, one row a candidate.
+
+    Returns:
+        Markdown; ACC in percent on validation images, SGD / Adam, then the mean over streams.
+    """
+    found: dict[str, dict[str, dict[str, float]]] = defaultdict(lambda: defaultdict(dict))
+    names = {_key(vars(stream_options(n, "sgd"))): n for n in (*SHORT, *LONG)}
+    for path in RESULTS.glob("runs/*.json"):
+        record = json.loads(path.read_text(encoding="utf-8"))
+        config = record["config"]
+        row = ", ".join(
+            f"{k} {config[k]:g}" if not isinstance(config[k], str) else config[k]
+            for k in ("source", "strength", "interval", "damping", "width")
+        ) + (f", offset {config['offset']:g}" if config["offset"] else "")
+        acc = 100 * scores(record["accuracy"]).acc if record["status"] == "done" else float("nan")
+        found[row][names[_key(config)]][config["optimizer"]] = acc
+    streams = [*SHORT, *LONG]
+    rows = []
+    for row, cells in sorted(found.items()):
+        shown = [
+            " / ".join(f"{cells[s][o]:.1f}" if o in cells[s] else "–" for o in ("sgd", "adam"))
+            for s in streams
+        ]
+        both = [
+            [cells[s][o] for s in streams if o in cells[s]] for o in ("sgd", "adam")
+        ]
+        whole = all(len(values) == len(streams) for values in both)
+        means = " / ".join(f"{sum(v) / len(v):.2f}" for v in both) if whole else "–"
+        rows.append([row, *shown, means])
+    return markdown_table(["candidate", *streams, "mean"], rows)
+
+
+def _key(config: dict[str, Any]) -> tuple[Any, ...]:
+    return (config["data"], config["scenario"], config["tasks"])
+
+
+def main() -> None:
+    """Run what is missing and write the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--render", action="store_true", help="only render, run nothing")
+    parser.add_argument("--jobs", type=int, default=2, help="runs at the same time")
+    chosen = parser.parse_args()
+    if not chosen.render:
+        Parallel(n_jobs=chosen.jobs, batch_size=1, verbose=5)(
+            delayed(_fill)(options) for options in grid()
+        )
+    text = (HERE / "DEFAULTS.head.md").read_text(encoding="utf-8") + "\n" + render() + "\n"
+    write_bytes(HERE / "DEFAULTS.md", text.encode())
+
+
+if __name__ == "__main__":
+    main()

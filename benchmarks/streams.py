@@ -1,0 +1,52 @@
+"""The streams that defaults are chosen on and that the short table reports."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from flatcl import CompareOptions
+
+_SHORT: dict[str, dict[str, Any]] = {
+    "permuted-mnist": {"data": "mnist", "scenario": "permuted", "epochs": 3},
+    "permuted-fashion": {"data": "fashion", "scenario": "permuted", "epochs": 3},
+    "rotated-mnist": {"data": "mnist", "scenario": "rotated"},
+    "split-mnist-task": {"data": "mnist", "scenario": "split-task"},
+    "split-fashion-task": {"data": "fashion", "scenario": "split-task"},
+    "split-fashion-domain": {"data": "fashion", "scenario": "split-domain"},
+    "split-mnist-domain": {"data": "mnist", "scenario": "split-domain"},
+    "split-mnist-class": {"data": "mnist", "scenario": "split-class"},
+    "split-fashion-class": {"data": "fashion", "scenario": "split-class"},
+}
+LONG = {
+    "permuted-mnist-10": {
+        "data": "mnist",
+        "scenario": "permuted",
+        "tasks": 10,
+        "epochs": 3,
+        "train_size": 12000,
+    }
+}
+SHORT = tuple(_SHORT)
+RATES = {"sgd": 0.05, "adam": 1e-3}
+
+
+def stream_options(name: str, optimizer: str, **further: Any) -> CompareOptions:
+    """Return the options of a named stream: 784-100-100-C, batches of 32, two epochs or three.
+
+    Args:
+        name: of ``SHORT`` or ``LONG``.
+        optimizer: "sgd" (lr 0.05) or "adam" (lr 0.001).
+        **further: more fields of ``CompareOptions``.
+
+    Returns:
+        The options; five tasks of 6000 images unless the stream says otherwise.
+    """
+    fields: dict[str, Any] = {
+        "epochs": 2,
+        "train_size": 6000,
+        "optimizer": optimizer,
+        "lr": RATES[optimizer],
+        **{**_SHORT, **LONG}[name],
+        **further,
+    }
+    return CompareOptions(**fields)

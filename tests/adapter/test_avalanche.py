@@ -1,0 +1,372 @@
+"""LDC in Avalanche: drop-in for EWC, heads of every kind, and everything it must leave alone."""
+
+from __future__ import annotations
+
+import random
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from flatcl.avalanche import LDC, LDCPlugin, OldClassOffset
+from flatcl.core.options import LDCOptions
+from flatcl.errors import OptionError, StateError
+
+from avalanche.benchmarks import (  # isort: skip
+    benchmark_from_datasets,
+    with_classes_timeline,
+    with_task_labels,
+)
+from avalanche.benchmarks.utils.classification_dataset import (  # isort: skip
+    _make_taskaware_classification_dataset,
+)
+from avalanche.logging import BaseLogger  # isort: skip
+from avalanche.models import IncrementalClassifier, MultiHeadClassifier  # isort: skip
+from avalanche.models.dynamic_modules import MultiTaskModule  # isort: skip
+from avalanche.training import EWC, LwF, Naive, Replay  # isort: skip
+from avalanche.training.plugins import (  # isort: skip
+    EarlyStoppingPlugin,
+    EvaluationPlugin,
+    EWCPlugin,
+)
+from avalanche.training.templates import SupervisedTemplate  # isort: skip
+
+CLASSES, INPUTS, SAMPLES = 2, 6, 64
+
+
+def stream(tasks=3, *, labels=False, growing=False):
+    """Gaussian clouds; each task has its own directions, or its own classes if ``growing``."""
+    parts = {"train": [], "test": []}
+    for task in range(tasks):
+        g = torch.Generator().manual_seed(task)
+        centres = 2.0 * torch.randn(CLASSES, INPUTS, generator=g)
+        for part in parts.values():
+            y = torch.arange(SAMPLES) % CLASSES
+            x = centres[y] + torch.randn(SAMPLES, INPUTS, generator=g)
+            y = y + CLASSES * task if growing else y
+            label = task if labels else 0
+            part.append(_make_taskaware_classification_dataset(Samples(x, y), task_labels=label))
+    benchmark = with_task_labels(with_classes_timeline(benchmark_from_datasets(**parts)))
+    for experience in (*benchmark.train_stream, *benchmark.test_stream):
+        # A set as Avalanche leaves it, which its own MultiHeadClassifier cannot index with.
+        experience.classes_in_this_experience = sorted(experience.classes_in_this_experience)
+    return benchmark
+
+
+class Samples(torch.utils.data.Dataset):
+    def __init__(self, x, y):
+        self.x, self.y = x, y
+        self.targets = [int(c) for c in y]
+
+    def __getitem__(self, i):
+        return self.x[i], int(self.y[i])
+
+    def __len__(self):
+        return len(self.x)
+
+
+def quiet():
+    return EvaluationPlugin(loggers=[BaseLogger()])
+
+
+def settings(model, optimizer=None, **options):
+    return {
+        "model": model,
+        "optimizer": optimizer or torch.optim.SGD(model.parameters(), lr=0.1),
+        "criterion": nn.CrossEntropyLoss(),
+        "train_mb_size": 8,
+        "train_epochs": 2,
+        "eval_mb_size": 64,
+        "evaluator": quiet(),
+        **options,
+    }
+
+
+def mlp(outputs=CLASSES, seed=0):
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(INPUTS, 12), nn.ReLU(), nn.Linear(12, outputs))
+
+
+class Growing(nn.Module):
+    """A body, a head that grows, and a layer after the head in ``named_parameters()``."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Linear(INPUTS, 12)
+        self.head = IncrementalClassifier(12, initial_out_features=2)
+        self.after = nn.Linear(12, 12)
+
+    def forward(self, x):
+        return self.head(torch.relu(self.after(torch.relu(self.body(x)))))
+
+
+class MultiHead(MultiTaskModule):
+    """One head a task, registered before the body: heads are not last."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = MultiHeadClassifier(12, initial_out_features=2)
+        self.body = nn.Linear(INPUTS, 12)
+
+    def forward(self, x, task_labels):
+        return self.head(torch.relu(self.body(x)), task_labels)
+
+
+def weights(model):
+    return torch.cat([p.detach().reshape(-1) for p in model.parameters()])
+
+
+def train(strategy, benchmark, **kwargs):
+    torch.manual_seed(5)  # Avalanche's loaders shuffle by the global state
+    for experience in benchmark.train_stream:
+        strategy.train(experience, eval_streams=[], **kwargs)
+    return strategy
+
+
+def test_ldc_takes_what_ewc_takes_and_names_what_it_ignores():
+    model = mlp()
+    arguments = settings(model, device="cpu", plugins=None, eval_every=-1)
+    EWC(ewc_lambda=1.0, mode="online", decay_factor=0.5, **arguments)
+    with pytest.warns(UserWarning, match="ewc_lambda, mode, decay_factor of EWC ignored") as seen:
+        LDC(ewc_lambda=1.0, mode="online", decay_factor=0.5, **arguments)
+    assert len(seen) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        strategy = LDC(**arguments)
+    assert strategy.ldc.options == LDCOptions()
+    with pytest.raises(TypeError):
+        LDC(ewc_lamda=1.0, **arguments)
+    with pytest.raises(OptionError, match="strength is -1"):
+        LDC(strength=-1, **arguments)
+    with pytest.raises(OptionError, match="no option 'lambda_'"):
+        LDCPlugin(lambda_=1)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_forgets_less_than_naive_and_ends_with_constant_bytes(optimizer):
+    make = {
+        "sgd": lambda p: torch.optim.SGD(p, lr=0.1),
+        "adam": lambda p: torch.optim.Adam(p, lr=1e-2),
+    }[optimizer]
+    benchmark, losses = stream(), {}
+    for kind in (Naive, LDC):
+        model = mlp()
+        strategy = kind(**settings(model, make(model.parameters())))
+        held = []
+        torch.manual_seed(5)
+        for experience in benchmark.train_stream:
+            strategy.train(experience, eval_streams=[])
+            if kind is LDC:
+                held.append(strategy.bytes_held())
+        data = benchmark.test_stream[0].dataset
+        x = torch.stack([data[i][0] for i in range(SAMPLES)])
+        y = torch.tensor([int(data[i][1]) for i in range(SAMPLES)])
+        losses[kind] = float(nn.functional.cross_entropy(model(x), y).detach())
+    assert losses[LDC] < losses[Naive]
+    assert len(set(held)) == 1
+    assert held[0] > 0
+
+
+@pytest.mark.parametrize("model_class", [Growing, MultiHead])
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_growing_and_multiple_heads(model_class, optimizer):
+    torch.manual_seed(0)
+    model = model_class()
+    benchmark = stream(labels=model_class is MultiHead, growing=model_class is Growing)
+    opt = (
+        torch.optim.SGD(model.parameters(), lr=0.1)
+        if optimizer == "sgd"
+        else torch.optim.Adam(model.parameters(), lr=1e-2)
+    )
+    strategy = train(LDC(interval=3, **settings(model, opt)), benchmark)
+    held = strategy.ldc.landscape.constraints
+    trainable = {n for n, p in model.named_parameters() if p.requires_grad}
+    covered = {n for unit in strategy.ldc.landscape._units for n in unit.names}
+    assert covered == trainable
+    assert float(held["body.weight"].stiffness.sum()) > 0
+    if model_class is Growing:
+        assert held["head.classifier.weight"].stiffness.shape[0] == 3 * CLASSES
+    else:
+        heads = [n for n in held if n.startswith("head.classifiers")]
+        assert len(heads) == 3
+        # A head that later tasks do not train stays where its task left it, bit for bit.
+        first = held["head.classifiers.0.classifier.weight"]
+        unit = next(u for u in strategy.ldc.landscape._units if u.name in heads)
+        now = unit.gather(dict(model.named_parameters())).detach()
+        assert torch.equal(first.anchor, now)
+    assert torch.isfinite(weights(model)).all()
+
+
+def test_strength_zero_equals_naive_bit_for_bit():
+    benchmark = stream()
+    models = [mlp(), mlp()]
+    train(Naive(**settings(models[0])), benchmark)
+    train(LDC(strength=0.0, **settings(models[1])), benchmark)
+    assert torch.equal(weights(models[0]), weights(models[1]))
+
+
+def test_training_does_not_depend_on_evaluations_in_between():
+    benchmark = stream()
+    results = []
+    for every in (-1, 1):
+        model = mlp()
+        strategy = LDC(interval=5, **settings(model, eval_every=every))
+        torch.manual_seed(5)
+        for experience in benchmark.train_stream:
+            # Unshuffled: an evaluation's loader draws from the global random state, which would
+            # change the order of the training batches of any strategy.
+            streams = [benchmark.test_stream] if every > 0 else []
+            strategy.train(experience, eval_streams=streams, shuffle=False)
+        results.append(weights(model))
+    assert torch.equal(*results)
+
+
+def test_global_random_states_are_left_alone():
+    benchmark = stream(1)
+    model = mlp()
+    strategy = LDC(**settings(model))
+    plugin = strategy.ldc
+    original = plugin.after_training_exp
+
+    def watched(s, **kwargs):
+        states = (torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate())
+        original(s, **kwargs)
+        assert torch.equal(torch.get_rng_state(), states[0])
+        assert (np.random.get_state()[1] == states[1]).all()
+        assert random.getstate() == states[2]
+
+    plugin.after_training_exp = watched
+    train(strategy, benchmark)
+    assert plugin.landscape.tasks_ended == 1
+
+
+def test_caller_s_plugins_modes_gradients_and_frozen_parameters_are_left_alone():
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Linear(INPUTS, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.1), nn.Linear(8, 2)
+    )
+    model[0].weight.requires_grad_(False)
+    frozen = model[0].weight.clone()
+    plugins = [EWCPlugin(ewc_lambda=0.0)]
+    strategy = LDC(**settings(model, plugins=plugins))
+    before = {}
+    original = strategy.ldc.after_training_exp
+
+    def watched(s, **kwargs):
+        before["modes"] = [m.training for m in model.modules()]
+        before["grads"] = [None if p.grad is None else p.grad.clone() for p in model.parameters()]
+        original(s, **kwargs)
+        assert [m.training for m in model.modules()] == before["modes"]
+        for p, g in zip(model.parameters(), before["grads"], strict=True):
+            assert (p.grad is None and g is None) or torch.equal(p.grad, g)
+
+    strategy.ldc.after_training_exp = watched
+    train(strategy, stream(2))
+    assert "modes" in before
+    assert len(plugins) == 1
+    assert torch.equal(model[0].weight, frozen)
+    assert "0.weight" not in strategy.ldc.landscape.constraints
+
+
+def test_batchnorm_buffers_change_only_when_the_centre_is_installed():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(INPUTS, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 2))
+    strategy = LDC(centre=False, **settings(model))
+    naive = nn.Sequential(nn.Linear(INPUTS, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 2))
+    naive.load_state_dict(model.state_dict())
+    benchmark = stream(1)
+    train(strategy, benchmark)
+    train(Naive(**settings(naive)), benchmark)
+    for (name, ours), theirs in zip(model.named_buffers(), naive.buffers(), strict=True):
+        assert torch.equal(ours, theirs), name
+
+
+def test_one_plugin_serves_one_strategy():
+    plugin = LDCPlugin()
+    first, second = mlp(), mlp(seed=1)
+    train(SupervisedTemplate(**settings(first, plugins=[plugin])), stream(1))
+    with pytest.raises(StateError, match="one LDCPlugin"):
+        train(SupervisedTemplate(**settings(second, plugins=[plugin])), stream(1))
+
+
+def test_seeds_reproduce_bit_for_bit():
+    results = []
+    for _ in range(2):
+        model = mlp()
+        train(LDC(interval=5, **settings(model)), stream())
+        results.append(weights(model))
+    assert torch.equal(*results)
+
+
+@pytest.mark.parametrize("source", ["probe", "sgd"])
+def test_early_stopping_and_composition_with_other_methods(source):
+    benchmark = stream(2)
+    for host in (LwF, Replay):
+        model = mlp()
+        arguments = settings(model, plugins=[LDCPlugin(source=source, interval=4)])
+        own = {"alpha": 1.0, "temperature": 2.0} if host is LwF else {"mem_size": 20}
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", category=DeprecationWarning)
+            train(host(**own, **arguments), benchmark)
+        assert torch.isfinite(weights(model)).all()
+    model = mlp()
+    stop = EarlyStoppingPlugin(patience=1, val_stream_name="train", metric_name="Loss_Stream")
+    plugin = LDCPlugin(source=source, interval=4)
+    strategy = SupervisedTemplate(**settings(model, plugins=[stop, plugin]))
+    plugin.before_training_exp(_just_before_training(strategy, benchmark))
+    assert plugin.landscape._measurement.__dict__.get("steps") is None
+
+
+def _just_before_training(strategy, benchmark):
+    strategy.experience = benchmark.train_stream[0]
+    strategy.dataloader = [0] * 8
+    return strategy
+
+
+class Recorder(nn.Module):
+    """Returns fixed logits that require a gradient."""
+
+    def __init__(self):
+        super().__init__()
+        self.logits = nn.Parameter(torch.zeros(6))
+
+    def forward(self, x):
+        return self.logits.expand(len(x), 6)
+
+
+def test_old_class_offset_lowers_absent_old_classes_in_training_only():
+    benchmark = stream(2, growing=True)
+    seen = []
+
+    class Watch(OldClassOffset):
+        def after_forward(self, strategy, **kwargs):
+            before = strategy.mb_output.detach().clone()
+            super().after_forward(strategy, **kwargs)
+            seen.append((before - strategy.mb_output.detach())[0])
+
+    model = Recorder()
+    train(SupervisedTemplate(**settings(model, plugins=[Watch(2.5)])), benchmark)
+    first, second = seen[0], seen[-1]
+    assert torch.equal(first, torch.zeros(6))
+    assert torch.allclose(second, torch.tensor([2.5, 2.5, 0.0, 0.0, 0.0, 0.0]))
+    shared = stream(2)
+    seen.clear()
+    train(SupervisedTemplate(**settings(Recorder(), plugins=[Watch(2.5)])), shared)
+    assert all(torch.equal(shift, torch.zeros(6)) for shift in seen)
+    with pytest.raises(OptionError, match="offset is -1"):
+        OldClassOffset(-1)
+
+
+def test_callbacks_ldc_relies_on_are_those_that_avalanche_calls():
+    supported = {n for n in dir(SupervisedTemplate.PLUGIN_CLASS) if n.startswith(("before", "after"))}
+    own = {n for n in vars(LDCPlugin) if n.startswith(("before", "after"))}
+    assert own == {
+        "before_training_exp",
+        "after_update",
+        "after_training_exp",
+        "before_eval",
+        "after_eval",
+    }
+    assert own <= supported
