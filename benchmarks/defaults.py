@@ -33,10 +33,11 @@ _BASE: dict[str, Any] = {"interval": 20, "damping": 0.3, "width": 1.0, "source":
 CANDIDATES: tuple[dict[str, Any], ...] = tuple(
     {**_BASE, **change}
     for change in (
-        *({"strength": strength} for strength in (2.0, 1.0, 4.0, 0.5, 8.0)),
-        *({"strength": strength, "interval": 10} for strength in (2.0, 4.0, 1.0)),
-        *({"strength": strength, "damping": 1.0} for strength in (1.0, 2.0)),
+        *({"strength": strength} for strength in (2.0, 3.0, 1.0)),
+        *({"strength": strength, "interval": 10} for strength in (3.0, 5.0, 2.0)),
+        *({"strength": strength, "damping": 1.0} for strength in (2.0, 1.0)),
         {"strength": 2.0, "damping": 0.1},
+        *({"strength": strength} for strength in (5.0, 0.5)),
         {"strength": 2.0, "width": 0.0},
         {"strength": 2.0, "source": "sgd", "damping": 0.0},
         {"strength": 20.0, "source": "sgd", "damping": 0.0},
@@ -91,9 +92,7 @@ def render() -> str:
             " / ".join(f"{cells[s][o]:.1f}" if o in cells[s] else "–" for o in ("sgd", "adam"))
             for s in streams
         ]
-        both = [
-            [cells[s][o] for s in streams if o in cells[s]] for o in ("sgd", "adam")
-        ]
+        both = [[cells[s][o] for s in streams if o in cells[s]] for o in ("sgd", "adam")]
         whole = all(len(values) == len(streams) for values in both)
         means = " / ".join(f"{sum(v) / len(v):.2f}" for v in both) if whole else "–"
         rows.append([row, *shown, means])

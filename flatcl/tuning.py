@@ -64,7 +64,7 @@ def choose(method: str, known: Known) -> Choice:
 
     The grid starts as ``RIVALS[method].grid`` and grows by its own ratio past an edge while the
     best value is that edge, ``MAX_EXTENSIONS`` times at most. The best is the value of highest
-    ACC on the validation images of the tuning repeat; the smallest of equals.
+    ACC on the validation images of the tuning repeat; of equals the middle one.
 
     Args:
         method: a method with a hyper-parameter.
@@ -83,7 +83,8 @@ def choose(method: str, known: Known) -> Choice:
         if missing:
             return Choice(missing, None, {})
         marks = [_mark(record) for record in records if record is not None]
-        best = marks.index(max(marks))
+        equals = [place for place, mark in enumerate(marks) if mark == max(marks)]
+        best = equals[len(equals) // 2]  # a plateau at an edge is no reason to go past it
         inside = 0 < best < len(grid) - 1
         if inside or len(grid) - len(start) == MAX_EXTENSIONS:
             return Choice([], grid[best], dict(zip(grid, marks, strict=True)))

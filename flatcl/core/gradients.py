@@ -14,6 +14,8 @@ from flatcl.core.moments import Gradient, OuterProduct
 from flatcl.core.stiffness import output_directions
 from flatcl.errors import DataError
 
+_POOL = 8  # normal deviates in the probe's pool, in units of the weights that it perturbs
+
 Forward = Callable[[Sequence[Tensor]], Tensor]
 """Maps a batch, its tensors in the order of the loader, to the network's outputs [..., C]."""
 
@@ -105,8 +107,9 @@ def probe_gradients(
     """Yield, for each chunk, the gradient of Σ_n r_n · f(x_n) at freshly perturbed weights.
 
     Margin-free: unlike the loss's gradient it does not vanish when the loss does, and it covers
-    outputs that no label has named yet. Perturbations are Gaussian on matrices only; weights,
-    buffers, modes and ``.grad`` are as before whenever this generator is not running.
+    outputs that no label has named yet. Perturbations are Gaussian on matrices only. Weights and
+    buffers are as before at each yield, modes once the generator has ended or is closed; ``.grad``
+    is never touched.
 
     Args:
         model: the network.
@@ -123,25 +126,24 @@ def probe_gradients(
     """
     names = [name for unit in units for name in unit.names]
     leaves = [parameters[name] for name in names]
-    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     originals = [leaf.detach().clone() for leaf in leaves]
-    for chunk in chunks:
-        with evaluation_mode(model), _tapped(model, units, parameters) as taps:
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    noise = _Noise(units, parameters, widths, generator)
+    with evaluation_mode(model), _tapped(model, units, parameters) as taps:
+        for chunk in chunks:
             try:
-                with torch.no_grad():
-                    _perturb_(units, parameters, widths, generator)
+                taps.clear()
+                noise.perturb_()
                 with torch.enable_grad():
                     outputs = forward(chunk)
                     r = output_directions(outputs.detach(), scale, generator)
                     gradients = _gradients(outputs, r, units, parameters, taps)
             finally:
                 with torch.no_grad():
-                    for leaf, original in zip(leaves, originals, strict=True):
-                        leaf.copy_(original)
-                    for name, buffer in model.named_buffers():
-                        if name in buffers:
-                            buffer.copy_(buffers[name])
-        yield gradients
+                    torch._foreach_copy_(leaves, originals)
+                    for buffer, kept in buffers:
+                        buffer.copy_(kept)
+            yield gradients
 
 
 _Taps: TypeAlias = "dict[str, list[tuple[Tensor, Tensor]]]"
@@ -201,16 +203,42 @@ def _gradients(
     return gradients
 
 
-def _perturb_(
-    units: Sequence[Unit],
-    parameters: Mapping[str, Tensor],
-    widths: Sequence[float],
-    generator: torch.Generator,
-) -> None:
-    for unit, width in zip(units, widths, strict=True):
-        if width <= 0 or not unit.matrix:
-            continue
-        for name in unit.names:
-            leaf = parameters[name]
-            noise = torch.randn(leaf.shape, generator=generator).to(leaf)
-            leaf.add_(noise, alpha=width)
+class _Noise:
+    """Gaussian perturbations of the matrix units, fresh for each chunk.
+
+    Normal deviates would cost as much as the forward pass, so that each perturbation is a window
+    at a random offset in one pool of them: exactly Gaussian, and two perturbations share values
+    only at other entries.
+    """
+
+    def __init__(
+        self,
+        units: Sequence[Unit],
+        parameters: Mapping[str, Tensor],
+        widths: Sequence[float],
+        generator: torch.Generator,
+    ) -> None:
+        self.leaves = [
+            (parameters[name], width)
+            for unit, width in zip(units, widths, strict=True)
+            if unit.matrix and width > 0
+            for name in unit.names
+        ]
+        self.generator = generator
+        self.span = sum(leaf.numel() for leaf, _ in self.leaves)
+        if self.leaves:
+            pool = torch.randn(_POOL * self.span, generator=generator)
+            self.pool = pool.to(self.leaves[0][0].device)
+
+    @torch.no_grad()
+    def perturb_(self) -> None:
+        """Add a perturbation to the weights."""
+        if not self.leaves:
+            return
+        start = int(
+            torch.randint((_POOL - 1) * self.span + 1, (1,), generator=self.generator).item()
+        )
+        for leaf, width in self.leaves:
+            window = self.pool[start : start + leaf.numel()].view(leaf.shape)
+            leaf.add_(window.to(leaf), alpha=width)
+            start += leaf.numel()

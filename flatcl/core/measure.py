@@ -34,6 +34,7 @@ from flatcl.errors import StateError
 # The unknown-length schedule of source "sgd": a new window whenever the task has grown by this.
 _GROWTH = 1.25
 _FIRST_WINDOW = 8
+_CHUNKS_A_BASIS_BATCH = 3
 
 
 @dataclass(frozen=True)
@@ -123,6 +124,12 @@ def combined(
     return Constraint(basis, k, anchor.detach().to(wide, copy=True)), lost
 
 
+def _joined(chunks: Sequence[Sequence[Tensor]], number: int) -> list[list[Tensor]]:
+    """Return the chunks joined by ``number``, the last perhaps of fewer."""
+    groups = [chunks[i : i + number] for i in range(0, len(chunks), number)]
+    return [[torch.cat(parts) for parts in zip(*group, strict=True)] for group in groups]
+
+
 @dataclass
 class ProbeMeasurement:
     """Source "probe": random output directions, at weights perturbed to finite width."""
@@ -187,12 +194,12 @@ class ProbeMeasurement:
 
         unit_scale = scale
 
-        def one_pass() -> Iterable[list[Gradient]]:
+        def gradients_of(parts: Sequence[Sequence[Tensor]]) -> Iterable[list[Gradient]]:
             return probe_gradients(
                 model,
                 self.units,
                 parameters,
-                chunks,
+                parts,
                 forward=forward,
                 widths=widths,
                 scale=unit_scale,
@@ -204,7 +211,8 @@ class ProbeMeasurement:
             for unit in self.units
             if unit.matrix
         }
-        for gradients in one_pass():
+        # The bases need fewer perturbations than the variances: larger batches serve.
+        for gradients in gradients_of(_joined(chunks, _CHUNKS_A_BASIS_BATCH)):
             for unit, G in zip(self.units, gradients, strict=True):
                 if unit.matrix:
                     sides[unit.name].add(G)
@@ -219,7 +227,7 @@ class ProbeMeasurement:
             unit.name: EigenMoments.zeros(bases[unit.name], unit.gather(parameters).detach())
             for unit in self.units
         }
-        for gradients in one_pass():
+        for gradients in gradients_of(chunks):
             for unit, G in zip(self.units, gradients, strict=True):
                 coordinates[unit.name].add(G)
         stiffness = {}

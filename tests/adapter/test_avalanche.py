@@ -360,7 +360,9 @@ def test_old_class_offset_lowers_absent_old_classes_in_training_only():
 
 
 def test_callbacks_ldc_relies_on_are_those_that_avalanche_calls():
-    supported = {n for n in dir(SupervisedTemplate.PLUGIN_CLASS) if n.startswith(("before", "after"))}
+    supported = {
+        n for n in dir(SupervisedTemplate.PLUGIN_CLASS) if n.startswith(("before", "after"))
+    }
     own = {n for n in vars(LDCPlugin) if n.startswith(("before", "after"))}
     assert own == {
         "before_training_exp",

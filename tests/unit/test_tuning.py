@@ -61,8 +61,10 @@ def test_a_diverged_value_counts_as_zero() -> None:
     assert choice.tried[GRID[2]] == 0.0
 
 
-def test_of_equals_the_smallest_wins() -> None:
-    assert choose("ewc", _known(lambda value: float(value >= GRID[1]))).value == GRID[1]
+def test_of_equals_the_middle_wins_and_a_plateau_at_an_edge_is_not_followed() -> None:
+    choice = choose("ewc", _known(lambda value: float(value <= GRID[2])))
+    assert choice.value == GRID[1]
+    assert list(choice.tried) == list(GRID)
 
 
 def test_ldc_and_a_fixed_lambda_are_never_tuned() -> None:
