@@ -29,18 +29,21 @@ HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "defaults"
 CELL = Cell("ldc", None, TUNING_SEED, "val")
 
+# By √5: the stiffness of a ten-output head and of a two-output one differ by 5^(2·unit) at a unit
+# C^−unit, so that other units than ¾ can be read off the same runs, shifted by one strength.
+STRENGTHS = (4.0, 1.789, 8.944, 0.8)
 _BASE: dict[str, Any] = {"interval": 20, "damping": 0.3, "width": 1.0, "source": "probe"}
 CANDIDATES: tuple[dict[str, Any], ...] = tuple(
     {**_BASE, **change}
     for change in (
-        *({"strength": strength} for strength in (2.0, 3.0, 1.0)),
-        *({"strength": strength, "interval": 10} for strength in (3.0, 5.0, 2.0)),
-        *({"strength": strength, "damping": 1.0} for strength in (2.0, 1.0)),
-        {"strength": 2.0, "damping": 0.1},
-        *({"strength": strength} for strength in (5.0, 0.5)),
-        {"strength": 2.0, "width": 0.0},
-        {"strength": 2.0, "source": "sgd", "damping": 0.0},
-        {"strength": 20.0, "source": "sgd", "damping": 0.0},
+        *({"strength": strength} for strength in STRENGTHS),
+        {"strength": 4.0, "interval": 10},
+        {"strength": 4.0, "damping": 1.0},
+        {"strength": 4.0, "damping": 0.1},
+        {"strength": STRENGTHS[1], "damping": 1.0},
+        {"strength": STRENGTHS[2], "interval": 10},
+        {"strength": 4.0, "width": 0.0},
+        {"strength": 10.0, "source": "sgd", "damping": 0.0},
     )
 )
 OFFSETS = (1.0, 2.0, 3.0)

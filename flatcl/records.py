@@ -27,8 +27,8 @@ _OF_LDC = ("strength", "interval", "source", "damping", "width", "centre")
 _NOT_OF_A_RUN = ("methods", "seeds", "seed", "jobs", "ewc_lambda")
 _LDC_CODE = ("avalanche.py", "core/*.py")
 _RUN_CODE = (
-    "cells.py", "data.py", "datasets.py", "evaluation.py", "feed.py", "footprint.py", "models.py", "rivals.py", "seeds.py",
-    "streams.py", "tasks.py", "views.py",
+    "cells.py", "data.py", "datasets.py", "evaluation.py", "feed.py", "footprint.py",
+    "models.py", "rivals.py", "seeds.py", "streams.py", "tasks.py", "views.py",
 )  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
@@ -26,7 +27,7 @@ from flatcl.core.layers import Unit, matrix_views, trained_parameters
 from flatcl.core.measure import Measurement, ProbeMeasurement, TrainingMeasurement, combined
 from flatcl.core.metric import StepMetric
 from flatcl.core.options import LDCOptions
-from flatcl.core.pull import FULL_EVERY, PullState, by_falling_stiffness, correction
+from flatcl.core.pull import TIERS, PullState, by_falling_stiffness, correction
 from flatcl.errors import NonFiniteError, StateError
 
 _log = logging.getLogger("flatcl")
@@ -100,8 +101,8 @@ class Landscape:
         self._layout()
         self._in_task = True
         self._step = self._sampled = 0
-        self._travelled = [0.0] * len(self.metric.rates())
-        self._since_full = list(self._travelled)
+        # Σ η since each tier of columns was last visited, one number a parameter group.
+        self._travelled = [[0.0] * len(self.metric.rates()) for _ in range(TIERS)]
         self._pulls = 0
         self._states = {name: PullState() for name in self.constraints}
         self._tail = TailMean()
@@ -125,11 +126,11 @@ class Landscape:
             raise StateError("no task is running: call begin_task first")
         self._step += 1
         for i, rate in enumerate(self.metric.rates()):
-            self._travelled[i] += rate
-            self._since_full[i] += rate
+            for waited in self._travelled:
+                waited[i] += rate
         self._measurement.watch(self._step, self._parameters, batch_size)
         if self._step % self.options.interval == 0:
-            self._pull(full=self._pulls % FULL_EVERY == 0)
+            self._pull(self._due())
             self._sample()
 
     def end_task(self, batches: Iterable[Sequence[Tensor] | Tensor] | None = None) -> None:
@@ -149,9 +150,9 @@ class Landscape:
         if self._step == 0:
             self._in_task = False
             return
-        mid_tooth = any(self._travelled)
-        if any(self._since_full):
-            self._pull(full=True)
+        mid_tooth = any(self._travelled[0])
+        if any(self._travelled[-1]):
+            self._pull(TIERS)
             if mid_tooth:
                 self._sample()
         self._install_centre()
@@ -173,17 +174,13 @@ class Landscape:
         Yields:
             Nothing. Outside a task, or right after a pull, the weights are left as they are.
         """
-        if not self._in_task or not any(self._travelled) or not self.constraints:
+        if not self._in_task or not any(self._travelled[0]) or not self.constraints:
             yield
             return
         kept = {name: p.detach().clone() for name, p in self._parameters.items()}
-        held = {n: PullState(s.quick, s.u, s.diagonal) for n, s in self._states.items()}
-        for state in held.values():
-            state.u = None if state.u is None else state.u.clone()
-        marks = (list(self._travelled), list(self._since_full), self._pulls)
-        self._pull(full=True)
-        self._states = held
-        self._travelled, self._since_full, self._pulls = marks
+        held = (copy.deepcopy(self._states), copy.deepcopy(self._travelled), self._pulls)
+        self._pull(TIERS)
+        self._states, self._travelled, self._pulls = held
         try:
             yield
         finally:
@@ -297,12 +294,12 @@ class Landscape:
                 self.constraints[unit.name] = grown
 
     @torch.no_grad()
-    def _pull(self, *, full: bool) -> None:
-        """Pull every held unit; columns that this pull leaves out gather their steps."""
-        mid_tooth = any(self._travelled)
-        travelled = self._travelled if mid_tooth else self._since_full
-        # What quick and slow columns have to make up for, as multiples of ``travelled``.
-        shares = (1.0, sum(self._since_full) / sum(travelled)) if mid_tooth else (0.0, 1.0)
+    def _pull(self, tiers: int) -> None:
+        """Pull every held unit; tiers that this pull leaves out gather their steps."""
+        mid_tooth = any(self._travelled[0])
+        travelled = self._travelled[0 if mid_tooth else -1]
+        whole = sum(travelled)
+        shares = [sum(waited) / whole for waited in self._travelled[:tiers]]
         for unit in self._units:
             constraint = self.constraints.get(unit.name)
             if constraint is None:
@@ -316,13 +313,16 @@ class Landscape:
                 metric,
                 strength=self.options.strength,
                 state=self._states[unit.name],
-                shares=shares if full else None,
+                shares=shares,
             )
             unit.subtract_(self._parameters, y)
         self._pulls += 1
-        self._travelled = [0.0] * len(self._travelled)
-        if full:
-            self._since_full = [0.0] * len(self._since_full)
+        for tier in range(tiers):
+            self._travelled[tier] = [0.0] * len(travelled)
+
+    def _due(self) -> int:
+        """Return the number of tiers to visit now: tier j at every 2^j-th pull of the task."""
+        return next((j for j in range(TIERS) if self._pulls % 2**j), TIERS)
 
     def _sample(self) -> None:
         if self.options.use_centre:

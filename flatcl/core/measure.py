@@ -35,6 +35,10 @@ from flatcl.errors import StateError
 _GROWTH = 1.25
 _FIRST_WINDOW = 8
 _CHUNKS_A_BASIS_BATCH = 3
+# Deviation of the probe's output directions, C^−_UNIT for C outputs. ½ would make it the Hessian of
+# cross-entropy where all probabilities are equal; heads of few outputs are then held too loosely
+# beside heads of many. ¾ lets one strength serve both: measured, benchmarks/DEFAULTS.md.
+_UNIT = 0.75
 
 
 @dataclass(frozen=True)
@@ -180,11 +184,9 @@ class ProbeMeasurement:
             batches, inputs=options.probe_inputs, size=options.probe_batch, device=device
         )
         if scale is None:
-            # Covariance (I − 11ᵀ/C)/C is the Hessian of cross-entropy in the logits where all C
-            # probabilities are equal: the loss's own unit, without its margin. Fixed by the first
-            # task, since the unit must not change as a head grows.
+            # Fixed by the first task, since the unit must not change as a head grows.
             with evaluation_mode(model), torch.no_grad():
-                scale = max(2, forward(chunks[0]).shape[-1]) ** -0.5
+                scale = max(2, forward(chunks[0]).shape[-1]) ** -_UNIT
         inputs = sum(len(chunk[0]) for chunk in chunks)
         # Only matrices are perturbed: see probe_gradients.
         widths = [

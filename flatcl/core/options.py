@@ -38,7 +38,7 @@ class LDCOptions:
         OptionError: a value is out of its range.
     """
 
-    strength: float = 2.0
+    strength: float = 4.0
     interval: int = 20
     source: Source = "probe"
     damping: float | None = None

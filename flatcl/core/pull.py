@@ -12,13 +12,15 @@ changes no bit.
   scaled by the exact line search on the proximal objective, so that neither the objective nor the
   energy can rise however few iterations were made.
 
-Two rates: input directions (columns) whose largest r is small relax slowly and are visited only at
-every ``FULL_EVERY``-th pull, with the steps that have gathered since. Columns are stored by falling
-stiffness, so the quick ones are a slice.
+Many rates: an input direction (column) whose largest r is small relaxes slowly and need not be
+visited at every pull. Columns are stored by falling stiffness; tier j, those of 2^−j-times the
+quickest relaxation, is visited at every 2^j-th pull with the steps that have gathered since, so
+that no visit is coarser than the quick columns' own. Each pull then works on a slice.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -28,9 +30,9 @@ from flatcl.core.constraint import Constraint
 from flatcl.core.eigenbasis import KroneckerBasis
 from flatcl.core.metric import Metric
 
-FULL_EVERY = 10
-_QUICK = 0.1  # relaxation r per pull above which a column is visited at every pull
-_TOLERANCE = 0.05  # of the solve's preconditioned residual, relative to its right-hand side
+TIERS = 5
+_QUICK = 0.5  # relaxation r per pull above which a column is visited at every pull
+_TOLERANCE = 0.1  # of the solve's preconditioned residual, relative to its right-hand side
 _ITERATIONS = 20
 
 
@@ -57,12 +59,13 @@ class PullState:
     """What one unit's pull remembers between pulls of a task.
 
     Attributes:
-        quick: number of leading columns that every pull visits; set at full pulls.
+        ends: for each tier, the number of leading columns in it and the tiers before; set when
+            all tiers are visited.
         u: last solution of the solve in a diagonal metric, [out, in], or None.
         diagonal: diagonal of Bᵀ D B / R at the last full pull, [out, in], or None.
     """
 
-    quick: int = 0
+    ends: list[int] = field(default_factory=list)
     u: Tensor | None = None
     diagonal: Tensor | None = field(default=None, repr=False)
 
@@ -97,7 +100,7 @@ def correction(
     *,
     strength: float,
     state: PullState,
-    shares: tuple[float, float] | None = None,
+    shares: Sequence[float],
 ) -> Tensor:
     """Return the correction y of one pull, to be subtracted from the weight.
 
@@ -107,8 +110,8 @@ def correction(
         metric: sD over the steps since the last pull, a positive number or tensor.
         strength: γ > 0.
         state: of this unit; updated.
-        shares: None for a pull of the quick columns alone; for a full pull, the steps that the
-            quick and the slow columns have to make up for, as multiples of those in ``metric``.
+        shares: for each tier visited, from the quickest, the steps that it has to make up for, as
+            a multiple of those in ``metric``; all ``TIERS`` at a task's first pull.
 
     Returns:
         y, in the anchor's shape, w.
@@ -118,16 +121,15 @@ def correction(
         r = strength * metric * constraint.stiffness
         return x * (r / (1.0 + r))
     U, V, k = constraint.basis.U_out, constraint.basis.U_in, constraint.stiffness
-    if shares is None:
-        V, k = V[:, : state.quick], k[:, : state.quick]
-        R = strength * k
-    else:
+    if len(shares) == TIERS:
         _prepare(state, constraint, metric, strength, rechoose=shares[0] > 0)
-        R = strength * k
-        R[:, : state.quick] *= shares[0]
-        R[:, state.quick :] *= shares[1]
-    if V.shape[1] == 0:
+    width = state.ends[len(shares) - 1]
+    if width == 0:
         return torch.zeros_like(x)
+    V, R = V[:, :width], strength * k[:, :width]
+    for share, start, end in zip(shares, [0, *state.ends], state.ends, strict=False):
+        if share != 1.0:
+            R[:, start:end] *= share
     z = U.T @ (x @ V)
     if isinstance(metric, Tensor):
         return _solve(U, V, R, z, metric, state)
@@ -138,7 +140,7 @@ def correction(
 def _prepare(
     state: PullState, constraint: Constraint, metric: Metric, strength: float, *, rechoose: bool
 ) -> None:
-    """Take the preconditioner and the choice of quick columns from the present metric."""
+    """Take the preconditioner and the tiers of columns from the present metric."""
     assert constraint.basis is not None
     r = strength * constraint.stiffness
     if isinstance(metric, Tensor):
@@ -148,7 +150,9 @@ def _prepare(
     else:
         r *= metric
     if rechoose:
-        state.quick = int((r.amax(0) > _QUICK).sum())
+        steps = _QUICK * 0.5 ** torch.arange(TIERS - 1, device=r.device, dtype=r.dtype)
+        counts = (r.amax(0)[:, None] > steps).sum(0).tolist()
+        state.ends = [*counts, r.shape[1]]
 
 
 def _solve(U: Tensor, V: Tensor, R: Tensor, z: Tensor, D: Tensor, state: PullState) -> Tensor:
@@ -156,8 +160,7 @@ def _solve(U: Tensor, V: Tensor, R: Tensor, z: Tensor, D: Tensor, state: PullSta
     assert state.diagonal is not None
     n = V.shape[1]
     root = R.sqrt()
-    # At a pull of the quick columns the mean diagonal of the last full pull serves, rescaled to
-    # the present sD; a preconditioner need not be exact.
+    # Between full pulls the diagonal of the last one serves: a preconditioner need not be exact.
     precondition = 1.0 / (1.0 + R * state.diagonal[:, :n])
 
     def forth(u: Tensor) -> Tensor:

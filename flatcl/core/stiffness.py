@@ -87,7 +87,7 @@ def output_directions(outputs: Tensor, scale: float, generator: torch.Generator)
 
     r = scale · (ε − mean ε), ε ~ N(0, 1): a shift of all logits does not change a softmax, so
     the mean is taken out. With a single output r = scale · ε / √2, which is what the two-logit
-    softmax (z, 0) gives the logit z; at scale 1/√2 its deviation is √(p(1 − p)) at p = ½.
+    softmax (z, 0) gives the logit z.
 
     Args:
         outputs: [..., C], the network's outputs.

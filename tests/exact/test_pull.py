@@ -7,7 +7,7 @@ import torch
 
 from flatcl.core.constraint import Constraint
 from flatcl.core.eigenbasis import KroneckerBasis
-from flatcl.core.pull import PullState, by_falling_stiffness, correction, pull_reference
+from flatcl.core.pull import TIERS, PullState, by_falling_stiffness, correction, pull_reference
 
 OUT, IN = 5, 7
 
@@ -29,7 +29,12 @@ def diagonal_metric(generator):
 
 def full(constraint, weight, metric, strength, state=None):
     return correction(
-        constraint, weight, metric, strength=strength, state=state or PullState(), shares=(1.0, 1.0)
+        constraint,
+        weight,
+        metric,
+        strength=strength,
+        state=state or PullState(),
+        shares=[1.0] * TIERS,
     )
 
 
@@ -116,18 +121,27 @@ def test_fixed_point_does_not_depend_on_the_metric_but_a_scalar_has_the_wrong_on
     assert float((wrong - expected).norm() / expected.norm()) > 1e-2
 
 
-def test_slow_columns_make_up_for_their_steps_at_full_pulls(generator):
+def test_tiers_make_up_for_the_steps_they_waited(generator):
     c = random_constraint(generator, decades=6.0)
     W = torch.randn(OUT, IN, generator=generator, dtype=torch.float64)
-    state = PullState()
-    strength = 0.1 / (0.5 * float(c.stiffness.amax(0)[3])) * 0.99  # columns 0..2 are quick
-    y = correction(c, W, 0.5, strength=strength, state=state, shares=(1.0, 7.0))
-    assert state.quick == 3
-    r = strength * 0.5 * c.stiffness * torch.tensor([1.0] * 3 + [7.0] * 4, dtype=torch.float64)
-    z = c.coordinates(W)
+    state, metric = PullState(), 0.5
+    largest = c.stiffness.amax(0)
+    strength = 0.5 / (metric * float(largest[3])) * 0.999  # columns 0..2 have r > 1/2
+    shares = [1.0, 2.0, 4.0, 8.0, 16.0]
+    y = correction(c, W, metric, strength=strength, state=state, shares=shares)
+    assert len(shares) == TIERS
+    assert state.ends[0] == 3
+    assert state.ends == sorted(state.ends)
+    assert state.ends[-1] == IN
+    tier = [next(j for j, end in enumerate(state.ends) if i < end) for i in range(IN)]
+    for column, j in enumerate(tier[3:], 3):
+        r = strength * metric * float(largest[column])
+        assert r <= 0.5**j  # a visit after 2^j pulls is no coarser than r = 1
+    waited = torch.tensor([shares[j] for j in tier], dtype=torch.float64)
+    r, z = strength * metric * c.stiffness * waited, c.coordinates(W)
     torch.testing.assert_close(y, c.basis.unproject(z * r / (1 + r)), rtol=1e-10, atol=1e-12)
-    quick = correction(c, W, 0.5, strength=strength, state=state)
-    r[:, :3], r[:, 3:] = strength * 0.5 * c.stiffness[:, :3], 0.0
+    quick = correction(c, W, metric, strength=strength, state=state, shares=[1.0])
+    r[:, :3], r[:, 3:] = strength * metric * c.stiffness[:, :3], 0.0
     torch.testing.assert_close(quick, c.basis.unproject(z * r / (1 + r)), rtol=1e-10, atol=1e-12)
 
 

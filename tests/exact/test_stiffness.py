@@ -141,7 +141,7 @@ def test_probe_is_its_closed_form_whatever_its_batch(generator, probe_batch):
     landscape.step()
     landscape.end_task([x])
     c = landscape.constraints["weight"]
-    scale = CLASSES**-0.5
+    scale = CLASSES**-0.75
     centring = torch.eye(CLASSES, dtype=torch.float64) - 1.0 / CLASSES
     K = scale**2 * torch.kron(centring, x.T @ x / N)
     expected = diagonal_in(c, K)
@@ -237,7 +237,7 @@ def test_probe_unit_is_fixed_by_the_first_task(generator):
     landscape.begin_task()
     landscape.step()
     landscape.end_task([torch.randn(64, 4, generator=generator)])
-    assert landscape.probe_scale == 2**-0.5
+    assert landscape.probe_scale == 2**-0.75
     grown = nn.Linear(4, 8)
     with torch.no_grad():
         grown.weight[:2], grown.bias[:2] = model.weight, model.bias
@@ -245,5 +245,5 @@ def test_probe_unit_is_fixed_by_the_first_task(generator):
     landscape.begin_task()
     landscape.step()
     landscape.end_task([torch.randn(64, 4, generator=generator)])
-    assert landscape.probe_scale == 2**-0.5
+    assert landscape.probe_scale == 2**-0.75
     assert landscape.constraints["weight"].stiffness.shape == (8, 5)

@@ -1,0 +1,191 @@
+"""The comparisons whose figures are quoted, and the tables made of them.
+
+``python -m benchmarks.run`` makes the runs that are missing, comparison by comparison, under
+``benchmarks/results/NAME`` and renders ``benchmarks/RESULTS.md`` and the README's table from the
+``summary.json`` files there. ``python -m benchmarks.run NAME ...`` makes only those named,
+``--render`` runs nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from benchmarks.streams import SHORT, stream_options
+from flatcl import CompareOptions, compare
+from flatcl.io import write_bytes
+from flatcl.tables import markdown_table
+
+HERE = Path(__file__).parent
+RESULTS = HERE / "results"
+README = HERE.parent / "README.md"
+
+_ALL = ("naive", "ewc", "ldc", "joint")
+_PERMUTED_5: dict[str, Any] = {
+    "data": "mnist",
+    "scenario": "permuted",
+    "tasks": 5,
+    "train_size": 12000,
+    "epochs": 5,
+    "batch_size": 32,
+    "lr": 0.05,
+}
+_GPM: dict[str, Any] = {
+    "data": "mnist",
+    "scenario": "permuted",
+    "tasks": 10,
+    "train_size": 54000,
+    "epochs": 5,
+    "batch_size": 10,
+    "lr": 0.01,
+    "seeds": 1,
+    "methods": ("naive", "ldc", "joint"),
+}
+_HSU: dict[str, Any] = {
+    "data": "mnist",
+    "pad": 2,
+    "hidden": (400, 400),
+    "optimizer": "adam",
+    "lr": 1e-3,
+    "batch_size": 128,
+    "epochs": 4,
+    "methods": _ALL,
+}
+
+
+def comparisons() -> dict[str, CompareOptions]:
+    """Return every comparison that is quoted somewhere, by name.
+
+    Returns:
+        Options by the name of the folder that holds the results.
+    """
+    found = {"digits": CompareOptions()}
+    for optimizer in ("sgd", "adam"):
+        for stream in SHORT:
+            found[f"{stream}-{optimizer}"] = stream_options(stream, optimizer, methods=_ALL)
+    found["hsu-mnist-domain"] = CompareOptions(scenario="split-domain", **_HSU)
+    found["hsu-mnist-class"] = CompareOptions(scenario="split-class", **_HSU)
+    found["permuted-mnist-5"] = CompareOptions(methods=_ALL, **_PERMUTED_5)
+    for name, change in sensitivity().items():
+        found[name] = CompareOptions(methods=("ldc",), **{**_PERMUTED_5, **change})
+    found["permuted-mnist-10-gpm"] = CompareOptions(**_GPM)
+    found["permuted-mnist-10-gpm-no-bias"] = CompareOptions(bias=False, **_GPM)
+    return found
+
+
+def sensitivity() -> dict[str, dict[str, Any]]:
+    """Return the changes to ``permuted-mnist-5`` that show how little the choice matters.
+
+    Returns:
+        Options that differ, by the comparison's name.
+    """
+    from flatcl import LDCOptions
+
+    default = LDCOptions().strength
+    adam = {"optimizer": "adam", "lr": 1e-3}
+    return {
+        "permuted-mnist-5-strength-third": {"strength": round(default / 3, 4)},
+        "permuted-mnist-5-strength-triple": {"strength": 3 * default},
+        "permuted-mnist-5-interval-5": {"interval": 5},
+        "permuted-mnist-5-interval-20": {"interval": 20},
+        "permuted-mnist-5-sgd-source": {"source": "sgd"},
+        "permuted-mnist-5-no-centre": {"centre": False},
+        "permuted-mnist-5-strength-1e6": {"strength": 1e6, "seeds": 1},
+        "permuted-mnist-5-strength-1e6-adam": {"strength": 1e6, "seeds": 1, **adam},
+    }
+
+
+def summaries() -> dict[str, dict[str, Any]]:
+    """Return the summaries that are on the disk, by comparison.
+
+    Returns:
+        Content of ``summary.json`` by name, in the order of ``comparisons``.
+    """
+    paths = {name: RESULTS / name / "summary.json" for name in comparisons()}
+    return {n: json.loads(p.read_text(encoding="utf-8")) for n, p in paths.items() if p.exists()}
+
+
+def _number(entry: dict[str, Any] | None, kind: str, digits: int = 1) -> str:
+    if entry is None or entry[f"{kind}_mean"] is None:
+        return "–"
+    half = entry.get(f"{kind}_ci95")
+    return f"{entry[f'{kind}_mean']:.{digits}f}" + ("" if half is None else f" ± {half:.{digits}f}")
+
+
+def _row(name: str, summary: dict[str, Any]) -> list[str]:
+    methods = summary["methods"]
+    ewc, ldc = methods.get("ewc"), methods.get("ldc")
+    best = "–" if ewc is None else f"{_number(ewc, 'acc')} (λ {ewc['value']:g})"
+    return [
+        name,
+        _number(methods.get("naive"), "acc"),
+        best,
+        f"**{_number(ldc, 'acc')}**",
+        _number(ldc, "learning"),
+        _number(ldc, "bwt"),
+        _number(methods.get("joint"), "acc"),
+        str(summary["config"]["seeds"]),
+    ]
+
+
+_HEADER = [
+    "comparison", "Naive", "EWC, best λ", "LDC, default", "LDC learning", "LDC BWT", "Joint",
+    "seeds",
+]  # fmt: skip
+
+
+def render() -> None:
+    """Write ``RESULTS.md`` and the README's table from the summaries on the disk."""
+    found = summaries()
+    text = (HERE / "RESULTS.head.md").read_text(encoding="utf-8")
+    rows = [_row(name, summary) for name, summary in found.items()]
+    write_bytes(HERE / "RESULTS.md", f"{text}\n{markdown_table(_HEADER, rows)}\n".encode())
+    if "digits" in found:
+        _into_readme("digits", _digits(found["digits"]))
+    shown = [n for n in found if n.startswith(("split-", "rotated", "permuted-mnist-sgd"))]
+    if shown:
+        rows = [_row(name, found[name]) for name in shown]
+        _into_readme("streams", markdown_table(_HEADER, rows))
+
+
+def _digits(summary: dict[str, Any]) -> str:
+    rows = []
+    for name, entry in summary["methods"].items():
+        value = f" (λ {entry['value']:g})" if entry["value"] is not None else ""
+        numbers = [_number(entry, kind) for kind in ("acc", "bwt", "learning", "seconds")]
+        rows.append([name + value, *numbers, f"{entry['bytes_held']:,}"])
+    header = ["method", "ACC %", "BWT", "learning %", "seconds", "bytes held"]
+    return markdown_table(header, rows)
+
+
+def _into_readme(name: str, table: str) -> None:
+    start, end = f"<!-- generated: {name} -->", "<!-- end -->"
+    text = README.read_text(encoding="utf-8")
+    if start not in text:
+        return
+    head, rest = text.split(start, 1)
+    tail = rest.split(end, 1)[1]
+    write_bytes(README, f"{head}{start}\n\n{table}\n\n{end}{tail}".encode())
+
+
+def main() -> None:
+    """Run what is missing, then render."""
+    known = comparisons()
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(known))
+    parser.add_argument("--render", action="store_true", help="only render, run nothing")
+    chosen = parser.parse_args()
+    unknown = [name for name in chosen.names if name not in known]
+    if unknown:
+        parser.error(f"there is no comparison {unknown[0]!r}; choose from {', '.join(known)}")
+    for name in [] if chosen.render else chosen.names or known:
+        print(f"{name}: {known[name].headline()}", file=sys.stderr, flush=True)
+        print(compare(known[name], out=RESULTS / name).table(), file=sys.stderr, flush=True)
+    render()
+
+
+if __name__ == "__main__":
+    main()
