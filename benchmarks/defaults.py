@@ -33,19 +33,17 @@ CELL = Cell("ldc", None, TUNING_SEED, "val")
 # C^−unit, so that other units than ¾ can be read off the same runs, shifted by one strength.
 STRENGTHS = (4.0, 1.789, 8.944, 0.8)
 _BASE: dict[str, Any] = {"interval": 20, "damping": 0.3, "width": 1.0, "source": "probe"}
-CANDIDATES: tuple[dict[str, Any], ...] = tuple(
-    {**_BASE, **change}
-    for change in (
-        *({"strength": strength} for strength in STRENGTHS),
-        {"strength": 4.0, "interval": 10},
-        {"strength": 4.0, "damping": 1.0},
-        {"strength": 4.0, "damping": 0.1},
-        {"strength": STRENGTHS[1], "damping": 1.0},
-        {"strength": STRENGTHS[2], "interval": 10},
-        {"strength": 4.0, "width": 0.0},
-        {"strength": 10.0, "source": "sgd", "damping": 0.0},
-    )
+_CHANGES: tuple[dict[str, Any], ...] = (
+    *({"strength": strength} for strength in STRENGTHS),
+    {"strength": 4.0, "interval": 10},
+    {"strength": 4.0, "damping": 1.0},
+    {"strength": 4.0, "damping": 0.1},
+    {"strength": STRENGTHS[1], "damping": 1.0},
+    {"strength": STRENGTHS[2], "interval": 10},
+    {"strength": 4.0, "width": 0.0},
+    {"strength": 10.0, "source": "sgd", "damping": 0.0},
 )
+CANDIDATES = tuple({**_BASE, **change} for change in _CHANGES)
 OFFSETS = (1.0, 2.0, 3.0)
 
 

@@ -28,7 +28,7 @@ _NOT_OF_A_RUN = ("methods", "seeds", "seed", "jobs", "ewc_lambda")
 _LDC_CODE = ("avalanche.py", "core/*.py")
 _RUN_CODE = (
     "cells.py", "data.py", "datasets.py", "evaluation.py", "feed.py", "footprint.py",
-    "models.py", "rivals.py", "seeds.py", "streams.py", "tasks.py", "views.py",
+    "models.py", "offset.py", "rivals.py", "seeds.py", "streams.py", "tasks.py", "views.py",
 )  # fmt: skip
 
 

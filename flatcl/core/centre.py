@@ -6,10 +6,11 @@ back, a sawtooth; a mean that includes mid-tooth instants puts the run-off into 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 _SEGMENTS = 4  # the window is known to within 1/_SEGMENTS of itself
 
@@ -88,3 +89,45 @@ class TailMean:
             else:
                 joined.append((first, count, sums))
         self.segments = joined
+
+
+class Centre:
+    """The mean of a model's weights, and of the running statistics that go with them.
+
+    Args:
+        model: its normalisation layers' ``running_mean`` and ``running_var`` are averaged too.
+        weights: its trainable parameters.
+    """
+
+    def __init__(self, model: nn.Module, weights: Iterable[Tensor]) -> None:
+        self.targets = [*weights, *_running_statistics(model)]
+        self.tail = TailMean()
+
+    def sample(self, step: int) -> None:
+        """Add the present weights to the mean.
+
+        Args:
+            step: of the task, counted from 1.
+        """
+        self.tail.add(step, self.targets)
+
+    @torch.no_grad()
+    def install_(self, steps: int) -> None:
+        """Set the model to the mean over the task's last part; without samples, leave it.
+
+        Args:
+            steps: the task's length.
+        """
+        means = self.tail.mean(steps)
+        if means is not None:
+            for target, mean in zip(self.targets, means, strict=True):
+                target.copy_(mean)
+
+
+def _running_statistics(model: nn.Module) -> list[Tensor]:
+    return [
+        buffer
+        for module in model.modules()
+        for name, buffer in module.named_buffers(recurse=False)
+        if name in ("running_mean", "running_var") and buffer.is_floating_point()
+    ]

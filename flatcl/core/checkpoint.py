@@ -5,6 +5,7 @@ Loads with ``weights_only=True``: no code is executed by reading it.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from typing import Any, TypeAlias
 
@@ -18,30 +19,6 @@ State: TypeAlias = "dict[str, Any]"
 VERSION = 1
 
 
-def encode_basis(basis: KroneckerBasis | None) -> State:
-    """Return a basis as a dict of tensors, empty for a unit held entry by entry.
-
-    Args:
-        basis: or None.
-
-    Returns:
-        ``{"U_out", "U_in"}`` or ``{}``.
-    """
-    return {} if basis is None else {"U_out": basis.U_out, "U_in": basis.U_in}
-
-
-def decode_basis(state: Mapping[str, Tensor]) -> KroneckerBasis | None:
-    """Return what ``encode_basis`` encoded.
-
-    Args:
-        state: its result.
-
-    Returns:
-        The basis, or None.
-    """
-    return KroneckerBasis(state["U_out"], state["U_in"]) if state else None
-
-
 def encode_constraint(constraint: Constraint) -> State:
     """Return a constraint as a dict of tensors.
 
@@ -49,13 +26,11 @@ def encode_constraint(constraint: Constraint) -> State:
         constraint: any.
 
     Returns:
-        ``{"stiffness", "anchor"}`` and the basis's entries.
+        ``{"stiffness", "anchor"}``, and ``{"U_out", "U_in"}`` if it has a basis.
     """
-    return {
-        "stiffness": constraint.stiffness,
-        "anchor": constraint.anchor,
-        **encode_basis(constraint.basis),
-    }
+    basis = constraint.basis
+    sides = {} if basis is None else {"U_out": basis.U_out, "U_in": basis.U_in}
+    return {"stiffness": constraint.stiffness, "anchor": constraint.anchor, **sides}
 
 
 def decode_constraint(state: Mapping[str, Tensor], name: str) -> Constraint:
@@ -74,7 +49,7 @@ def decode_constraint(state: Mapping[str, Tensor], name: str) -> Constraint:
     missing = {"stiffness", "anchor"} - set(state)
     if missing:
         raise StateError(f"the saved constraint of {name} lacks {sorted(missing)}: save it anew")
-    basis = decode_basis({k: v for k, v in state.items() if k.startswith("U_")})
+    basis = KroneckerBasis(state["U_out"], state["U_in"]) if "U_out" in state else None
     stiffness, anchor = state["stiffness"], state["anchor"]
     fits = stiffness.shape == anchor.shape
     if basis is not None:
@@ -91,18 +66,51 @@ def decode_constraint(state: Mapping[str, Tensor], name: str) -> Constraint:
     return Constraint(basis, stiffness, anchor)
 
 
-def check_version(state: Mapping[str, object]) -> None:
-    """Refuse a state that this version cannot read.
+def decode_constraints(
+    state: Mapping[str, Any], views: Mapping[str, Tensor]
+) -> dict[str, Constraint]:
+    """Return the constraints of a landscape's state, checked against a model.
 
     Args:
         state: a landscape's state.
+        views: the model's weights, by unit's name, each in its unit's view.
+
+    Returns:
+        Constraints by name, on the weights' device.
 
     Raises:
-        StateError: it has no version, or another one.
+        StateError: the version is unknown, the model lacks a layer, or a shape does not fit.
     """
     found = state.get("version")
     if found != VERSION:
         raise StateError(
             f"the saved state has version {found!r}, this flatcl reads {VERSION}: load it with "
             "the flatcl that saved it"
+        )
+    constraints = {}
+    for name, saved in state["constraints"].items():
+        if name not in views:
+            raise StateError(
+                f"the saved state holds {name}, which the model does not have: load it into the "
+                "model that it was saved with"
+            )
+        constraint = decode_constraint(saved, name)
+        constraint.grown_to(views[name])  # refuses a shape that does not fit
+        constraints[name] = constraint.to(views[name].device)
+    return constraints
+
+
+def warn_of_changes(saved: Mapping[str, object], own: Mapping[str, object]) -> None:
+    """Name the options of a saved state that differ from those in force.
+
+    Args:
+        saved: options by name, from the state.
+        own: options by name, in force.
+    """
+    changed = [name for name in sorted(own) if saved.get(name) != own[name]]
+    if changed:
+        warnings.warn(
+            "the saved landscape had other options: "
+            + ", ".join(f"{n}={saved.get(n)!r} (now {own[n]!r})" for n in changed),
+            stacklevel=3,
         )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import logging
-import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -13,21 +12,22 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from flatcl.core.centre import TailMean
+from flatcl.core.centre import Centre
 from flatcl.core.checkpoint import (
     VERSION,
     State,
-    check_version,
-    decode_constraint,
+    decode_constraints,
     encode_constraint,
+    warn_of_changes,
 )
 from flatcl.core.constraint import Constraint
 from flatcl.core.gradients import Forward
 from flatcl.core.layers import Unit, matrix_views, trained_parameters
-from flatcl.core.measure import Measurement, ProbeMeasurement, TrainingMeasurement, combined
+from flatcl.core.measure import Measurement, ProbeMeasurement, combined
 from flatcl.core.metric import StepMetric
 from flatcl.core.options import LDCOptions
 from flatcl.core.pull import TIERS, PullState, by_falling_stiffness, correction
+from flatcl.core.windows import TrainingMeasurement
 from flatcl.errors import NonFiniteError, StateError
 
 _log = logging.getLogger("flatcl")
@@ -105,10 +105,10 @@ class Landscape:
         self._travelled = [[0.0] * len(self.metric.rates()) for _ in range(TIERS)]
         self._pulls = 0
         self._states = {name: PullState() for name in self.constraints}
-        self._tail = TailMean()
+        self._centre = Centre(self.model, self._parameters.values())
         self._start = [p.detach().clone() for p in self._parameters.values()]
         self._measurement: Measurement = (
-            TrainingMeasurement(self._units, self.constraints, steps)
+            TrainingMeasurement(self._units, self.constraints, steps, self.options.use_damping)
             if self.options.source == "sgd" and self._active
             else ProbeMeasurement(self._units, self.constraints)
         )
@@ -155,7 +155,7 @@ class Landscape:
             self._pull(TIERS)
             if mid_tooth:
                 self._sample()
-        self._install_centre()
+        self._centre.install_(self._step)
         if not all(bool(torch.isfinite(p).all()) for p in self._parameters.values()):
             raise NonFiniteError(
                 "the weights are not finite at the task's end: the training diverged; lower the "
@@ -165,7 +165,8 @@ class Landscape:
             self._record(batches)
         self.tasks_ended += 1
         self._in_task = False
-        self._start, self._tail, self._states = [], TailMean(), {}
+        self._start, self._states = [], {}
+        del self._centre, self._measurement  # held in mid-task only
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
@@ -258,23 +259,10 @@ class Landscape:
         """
         if self._in_task:
             raise StateError("a task is running: load a state between tasks")
-        check_version(state)
-        constraints = {n: decode_constraint(c, n) for n, c in state["constraints"].items()}
         views = {unit.name: unit.gather(self._parameters).detach() for unit in self._units}
-        for name, constraint in constraints.items():
-            if name not in views:
-                raise StateError(f"the saved state holds {name}, which the model does not have")
-            constraint.grown_to(views[name])
-        saved, own = state["options"], asdict(self.options)
-        changed = sorted(name for name in own if saved.get(name) != own[name])
-        if changed:
-            warnings.warn(
-                "the saved landscape had other options: "
-                + ", ".join(f"{n}={saved.get(n)!r} (now {own[n]!r})" for n in changed),
-                stacklevel=2,
-            )
-        device = next(iter(self._parameters.values())).device
-        self.constraints = {n: c.to(device) for n, c in constraints.items()}
+        constraints = decode_constraints(state, views)
+        warn_of_changes(state["options"], asdict(self.options))
+        self.constraints = constraints
         self.tasks_ended = int(state["tasks_ended"])
         self.probe_scale = state["probe_scale"]
         self.generator.set_state(state["generator"].cpu())
@@ -326,25 +314,7 @@ class Landscape:
 
     def _sample(self) -> None:
         if self.options.use_centre:
-            self._tail.add(self._step, [*self._parameters.values(), *self._statistics()])
-
-    def _statistics(self) -> list[Tensor]:
-        """Return the running statistics of normalisation layers, which the centre averages."""
-        return [
-            buffer
-            for module in self.model.modules()
-            for name, buffer in module.named_buffers(recurse=False)
-            if name in ("running_mean", "running_var") and buffer.is_floating_point()
-        ]
-
-    @torch.no_grad()
-    def _install_centre(self) -> None:
-        means = self._tail.mean(self._step)
-        if means is not None:
-            for target, mean in zip(
-                [*self._parameters.values(), *self._statistics()], means, strict=True
-            ):
-                target.copy_(mean)
+            self._centre.sample(self._step)
 
     def _record(self, batches: Iterable[Sequence[Tensor] | Tensor] | None) -> None:
         travelled = {

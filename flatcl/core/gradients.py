@@ -153,7 +153,11 @@ _Taps: TypeAlias = "dict[str, list[tuple[Tensor, Tensor]]]"
 def _tapped(
     model: nn.Module, units: Sequence[Unit], parameters: Mapping[str, Tensor]
 ) -> Iterator[_Taps]:
-    """Catch inputs and outputs of Linear layers while the body runs, by the weight's name."""
+    """Catch inputs and outputs of Linear layers while the body runs, by the weight's name.
+
+    Yields:
+        The calls of each layer.
+    """
     held = {id(parameters[unit.name]): unit.name for unit in units if unit.matrix}
     taps: _Taps = {}
     handles = []

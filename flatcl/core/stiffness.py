@@ -99,5 +99,7 @@ def output_directions(outputs: Tensor, scale: float, generator: torch.Generator)
     """
     noise: Tensor = torch.randn(outputs.shape, generator=generator).to(outputs)
     if outputs.shape[-1] == 1:
-        return noise * (scale * 0.5**0.5)
-    return (noise - noise.mean(-1, keepdim=True)) * scale
+        alone: Tensor = noise * (scale * 0.5**0.5)
+        return alone
+    centred: Tensor = noise - noise.mean(-1, keepdim=True)
+    return centred * scale

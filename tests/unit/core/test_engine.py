@@ -81,7 +81,7 @@ def test_two_quadratic_tasks_end_at_the_minimiser_of_their_sum(optimizer, monkey
     opt = {
         "sgd": torch.optim.SGD(layer.parameters(), lr=0.1),
         "momentum": torch.optim.SGD(layer.parameters(), lr=0.01, momentum=0.9),
-        "adam": torch.optim.Adam(layer.parameters(), lr=2e-3),
+        "adam": torch.optim.Adam(layer.parameters(), lr=2e-3, betas=(0.9, 0.99)),
     }[optimizer]
     landscape = Landscape(layer, opt, options=LDCOptions(strength=2.0, interval=1))
     root = torch.randn(4, 4, generator=g, dtype=torch.float64)
@@ -95,8 +95,8 @@ def test_two_quadratic_tasks_end_at_the_minimiser_of_their_sum(optimizer, monkey
     K = landscape.constraints["weight"].to_dense()
     landscape.begin_task()
     for i in range(3000):
-        if optimizer == "adam" and i == 2000:
-            opt.param_groups[0]["lr"] = 1e-4
+        if optimizer == "adam" and i in (1500, 2300):
+            opt.param_groups[0]["lr"] *= 0.1
         opt.zero_grad()
         (0.5 * (layer(x) - target).square().sum(1).mean()).backward()
         opt.step()
@@ -186,7 +186,7 @@ def test_centre_is_the_mean_over_post_pull_instants_of_the_last_tenth():
 
 
 def test_task_shorter_than_the_interval_is_pulled_once_and_that_instant_is_the_centre():
-    model, landscape = two_tasks(strength=1e5, interval=10**6)
+    _, landscape = two_tasks(strength=1e5, interval=10**6)
     anchored = landscape.constraints["0.weight"].anchor
     pulled = network()
     opt = OPTIMIZERS["sgd"](pulled.parameters())

@@ -1,0 +1,145 @@
+"""Source "sgd": stiffness from the training gradients of a task's last part."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from flatcl.core.constraint import Constraint
+from flatcl.core.eigenbasis import KroneckerBasis
+from flatcl.core.gradients import Forward, training_gradients
+from flatcl.core.layers import Unit
+from flatcl.core.measure import Found, merged_basis
+from flatcl.core.moments import EigenMoments, KroneckerMoments
+from flatcl.core.options import LDCOptions
+from flatcl.core.stiffness import damp, stiffness_from_training
+from flatcl.errors import StateError
+
+# With the length unknown, a new window whenever the task has grown by this.
+_GROWTH = 1.25
+_FIRST_WINDOW = 8
+
+
+@dataclass
+class TrainingMeasurement:
+    """Source "sgd": the minibatch gradients of the task's last part, at no extra pass.
+
+    With the length known: last 20 %, first half for the basis, second for the variance. With the
+    length unknown: windows that end whenever the task has grown by a quarter; in each, the basis of
+    the window before serves the variance, and the latest window that is at least half full counts.
+    """
+
+    units: Sequence[Unit]
+    constraints: Mapping[str, Constraint]
+    steps: int | None
+    damping: float
+    sides: dict[str, KroneckerMoments] = field(default_factory=dict)
+    current: dict[str, EigenMoments] = field(default_factory=dict)
+    previous: dict[str, EigenMoments] = field(default_factory=dict)
+    boundary: int = 0
+
+    def watch(self, step: int, parameters: Mapping[str, Tensor], batch_size: int | None) -> None:
+        """Record one step's gradients, if the step lies in a window.
+
+        Args:
+            step: counted from 1.
+            parameters: with the gradients that the optimiser saw in ``.grad``.
+            batch_size: B of the mean that was differentiated.
+
+        Raises:
+            StateError: the batch size is missing.
+        """
+        if self.steps is not None and step <= self.steps - self._tail(self.steps):
+            return
+        if batch_size is None:
+            raise StateError('source="sgd" weighs gradients by batch size: call step(batch_size=…)')
+        if not self.sides:
+            self._open(step, parameters)
+        elif step > self.boundary and (self.steps is None or not self.current):
+            self._roll(step, parameters)
+        for unit, G in zip(self.units, training_gradients(self.units, parameters), strict=True):
+            if unit.matrix and (self.steps is None or not self.current):
+                self.sides[unit.name].add(G, weight=float(batch_size))
+            if unit.name in self.current:
+                self.current[unit.name].add(G, weight=float(batch_size))
+
+    def _open(self, step: int, parameters: Mapping[str, Tensor]) -> None:
+        self.sides = {
+            unit.name: KroneckerMoments.zeros(unit.gather(parameters).detach())
+            for unit in self.units
+            if unit.matrix
+        }
+        self.boundary = (
+            step + _FIRST_WINDOW - 1
+            if self.steps is None
+            else self.steps - self._tail(self.steps) // 2
+        )
+
+    @staticmethod
+    def _tail(steps: int) -> int:
+        """Return the length of the last part that is watched: 20 %, more in a short task."""
+        return min(steps, max(steps // 5, 2 * _FIRST_WINDOW))
+
+    def _roll(self, step: int, parameters: Mapping[str, Tensor]) -> None:
+        """Freeze the basis of the window that has just ended and open the next."""
+        self.previous = self.current
+        views = {unit.name: unit.gather(parameters).detach() for unit in self.units}
+        self.current = {n: EigenMoments.zeros(self._basis(n), v) for n, v in views.items()}
+        self.sides = {name: KroneckerMoments.zeros(views[name]) for name in self.sides}
+        self.boundary = max(step + _FIRST_WINDOW, int(_GROWTH * step))
+
+    def _basis(self, name: str) -> KroneckerBasis | None:
+        if name not in self.sides:
+            return None
+        M_out, M_in = self.sides[name].means()
+        return merged_basis(self.constraints.get(name), M_out, M_in, damping=self.damping)
+
+    def stiffness(
+        self,
+        model: nn.Module,
+        parameters: Mapping[str, Tensor],
+        travelled: Mapping[str, Tensor],
+        batches: Iterable[Sequence[Tensor] | Tensor] | None,
+        *,
+        forward: Forward,
+        options: LDCOptions,
+        scale: float | None,
+        generator: torch.Generator,
+    ) -> Found:
+        """Return the task's stiffness from what was watched; see ``ProbeMeasurement.stiffness``.
+
+        Args:
+            model: unused.
+            parameters: unused.
+            travelled: unused.
+            batches: unused: no pass over data is made.
+            forward: unused.
+            options: of LDC.
+            scale: unused.
+            generator: unused.
+
+        Returns:
+            Bases and stiffness.
+
+        Raises:
+            StateError: the task ended before its last window had two gradients.
+        """
+        best = self.current
+        counts = [next(iter(m.values())).count if m else 0 for m in (self.current, self.previous)]
+        if counts[0] < max(2, counts[1] // 2):
+            best = self.previous if counts[1] >= 2 else self.current
+        if not best or max(counts) < 2:
+            told = "" if self.steps is None else f" (it was said to last {self.steps} steps)"
+            raise StateError(
+                f"the task ended before enough of its last gradients were seen{told}: train "
+                'longer, begin_task() without steps if it may stop early, or use source="probe"'
+            )
+        bases = {name: moments.basis for name, moments in best.items()}
+        k = {name: stiffness_from_training(moments) for name, moments in best.items()}
+        for unit in self.units:
+            if unit.matrix:
+                k[unit.name] = damp(k[unit.name], self.damping)
+        return Found(bases, k)

@@ -1,0 +1,121 @@
+"""Imports go one way, and the light names stay light."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "flatcl"
+
+# Each layer may import itself and those above it in this table.
+LAYERS = (
+    ("__init__", "errors", "io", "seeds"),
+    ("core",),
+    ("host",),
+    ("offset",),
+    ("avalanche",),
+    ("data",),
+    ("views",),
+    ("tasks",),
+    ("datasets",),
+    ("feed",),
+    ("streams",),
+    ("evaluation", "footprint", "models", "scores", "tables"),
+    ("rivals",),
+    ("protocol",),
+    ("records",),
+    ("cells", "tuning"),
+    ("plots",),
+    ("experiments",),
+    ("cli",),
+)
+LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
+FORBIDDEN_IN_CORE = {"avalanche", "matplotlib", "sklearn", "scipy", "numpy", "joblib", "tqdm"}
+LAZY_NAMES_OF = PACKAGE / "__init__.py"
+
+
+def imports_of(path: Path) -> set[str]:
+    """Every module that a file imports anywhere but under ``if TYPE_CHECKING``."""
+    found: set[str] = set()
+
+    def visit(node: ast.AST) -> None:
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
+            return
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            found.add(node.module or "")
+            found.update(f"{node.module}.{alias.name}" for alias in node.names)
+        for child in ast.iter_child_nodes(node):
+            visit(child)
+
+    visit(ast.parse(path.read_text(encoding="utf-8")))
+    return found
+
+
+def layer_of(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_imports_go_one_way(path: Path) -> None:
+    own = layer_of(path)
+    assert own in LEVEL, f"{own} has no place in the table of layers"
+    for name in imports_of(path):
+        parts = name.split(".")
+        if parts[0] != "flatcl" or len(parts) == 1 or parts[1] not in LEVEL:
+            continue
+        assert LEVEL[parts[1]] <= LEVEL[own], f"{own} imports {name}, which lies below it"
+        if LEVEL[parts[1]] == LEVEL[own]:
+            assert parts[1] == own or own in {"io", "__init__"}, f"{own} imports {name} beside it"
+        if own == "core":
+            assert parts[1] in {"core", "errors"}, f"core imports {name}"
+
+
+@pytest.mark.parametrize("path", sorted((PACKAGE / "core").glob("*.py")), ids=lambda p: p.name)
+def test_core_knows_torch_alone(path: Path) -> None:
+    roots = {name.split(".")[0] for name in imports_of(path)}
+    assert not roots & FORBIDDEN_IN_CORE
+
+
+def test_plots_are_imported_by_the_comparison_and_commands_only() -> None:
+    users = {layer_of(p) for p in FILES if "flatcl.plots" in imports_of(p)}
+    assert users <= {"experiments", "cli"}
+
+
+def test_files_stay_small() -> None:
+    lengths = {str(p.relative_to(ROOT)): len(p.read_text().splitlines()) for p in FILES}
+    assert not {name: n for name, n in lengths.items() if n > 350}
+
+
+def loaded_by(statement: str) -> set[str]:
+    code = f"import sys; {statement}; print(*sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    return {name.split(".")[0] for name in done.stdout.split()}
+
+
+def test_what_importing_flatcl_loads() -> None:
+    assert not loaded_by("import flatcl") & {"torch", "avalanche", "matplotlib", "numpy"}
+    core = loaded_by("from flatcl import Landscape")
+    assert "torch" in core
+    assert not core & {"avalanche", "matplotlib", "sklearn"}
+
+
+def test_the_lazy_names_exist_and_others_do_not() -> None:
+    import flatcl
+
+    for name in flatcl.__all__:
+        assert getattr(flatcl, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = flatcl.nothing
