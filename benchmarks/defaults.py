@@ -17,7 +17,7 @@ from typing import Any
 
 from joblib import Parallel, delayed
 
-from benchmarks.streams import LONG, SHORT, stream_options
+from benchmarks.streams import LONG, SHORT, stream_options, stream_outputs
 from flatcl.cells import run_cell
 from flatcl.io import write_bytes
 from flatcl.protocol import CompareOptions
@@ -43,6 +43,8 @@ _CHANGES: tuple[dict[str, Any], ...] = (
 )
 CANDIDATES = tuple({**_BASE, **change} for change in _CHANGES)
 OFFSETS = (1.0, 2.0, 3.0)
+# Unit, and the places in STRENGTHS that it is at on ten-output and on two-output heads.
+UNITS = ((1.0, 1, 0), (1.0, 0, 2), (0.5, 0, 1), (0.5, 2, 0))
 
 
 def grid() -> Iterator[CompareOptions]:
@@ -85,6 +87,12 @@ def render() -> str:
         acc = 100 * scores(record["accuracy"]).acc if record["status"] == "done" else float("nan")
         found[row][names[_key(config)]][config["optimizer"]] = acc
     streams = [*SHORT, *LONG]
+    for unit, ten, two in UNITS:
+        sources = (found[_at(STRENGTHS[ten])], found[_at(STRENGTHS[two])])
+        strength = STRENGTHS[ten] * 10 ** (2 * unit - 1.5)
+        found[f"unit C^-{unit:g}, strength {strength:.3g}: read off"] = {
+            s: sources[stream_outputs(s) == 2][s] for s in streams
+        }
     rows = []
     for row, cells in sorted(found.items()):
         shown = [
@@ -96,6 +104,10 @@ def render() -> str:
         means = " / ".join(f"{sum(v) / len(v):.2f}" for v in both) if whole else "–"
         rows.append([row, *shown, means])
     return markdown_table(["candidate", *streams, "mean"], rows)
+
+
+def _at(strength: float) -> str:
+    return f"probe, strength {strength:g}, interval 20, damping 0.3, width 1"
 
 
 def _key(config: dict[str, Any]) -> tuple[Any, ...]:

@@ -30,6 +30,18 @@ SHORT = tuple(_SHORT)
 RATES = {"sgd": 0.05, "adam": 1e-3}
 
 
+def stream_outputs(name: str) -> int:
+    """Return the number of outputs that one task of a named stream uses.
+
+    Args:
+        name: of ``SHORT`` or ``LONG``.
+
+    Returns:
+        2 on task- and domain-incremental streams, else 10.
+    """
+    return 2 if name.endswith(("-task", "-domain")) else 10
+
+
 def stream_options(name: str, optimizer: str, **further: Any) -> CompareOptions:
     """Return the options of a named stream: 784-100-100-C, batches of 32, two epochs or three.
 

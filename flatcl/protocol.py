@@ -95,9 +95,9 @@ class CompareOptions:
     width: float | None = _option(None, "LDC: size of the probe's perturbation", float)
     centre: bool = _option(True, "LDC: tasks do not end at the centre of the fluctuation")
     offset: float = _option(
-        0.0,
-        "any method: subtracted from the logits of classes that only earlier tasks had, in the "
-        "training loss",
+        1.0,
+        "every method: subtracted in the training loss from the logits of classes that earlier "
+        "tasks had and this one lacks, which is so in split-class alone",
         float,
     )
     memory: int = _option(200, "images that replay may keep", int)

@@ -89,7 +89,7 @@ def identity(options: CompareOptions, cell: Cell) -> dict[str, object]:
         del config["memory"]
     if options.scenario != "rotated":
         del config["max_angle"]
-    code = _RUN_CODE + (_LDC_CODE if cell.method == "ldc" or options.offset > 0 else ())
+    code = _RUN_CODE + (_LDC_CODE if cell.method == "ldc" else ())
     return {
         "schema": _SCHEMA,
         "cell": asdict(cell),
