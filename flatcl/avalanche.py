@@ -24,7 +24,7 @@ from flatcl.offset import OldClassOffset
 
 ensure_avalanche()
 
-from avalanche.core import BasePlugin, SupervisedPlugin  # noqa: E402
+from avalanche.core import BasePlugin  # noqa: E402
 from avalanche.models import avalanche_forward  # noqa: E402
 from avalanche.training.plugins.evaluation import EvaluationPlugin, default_evaluator  # noqa: E402
 from avalanche.training.templates import SupervisedTemplate  # noqa: E402
@@ -35,7 +35,7 @@ _DEFAULT = LDCOptions()
 __all__ = ["LDC", "LDCPlugin", "OldClassOffset"]
 
 
-class LDCPlugin(SupervisedPlugin):
+class LDCPlugin(BasePlugin):  # the base without per-step hooks: an empty hook costs a call a step
     """Adds LDC to a strategy; it needs no argument.
 
     Any template serves that calls ``before_training_exp``, ``after_update``,

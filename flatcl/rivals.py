@@ -221,11 +221,11 @@ class Rival:
 
 _RIVALS = (
     Rival("naive", None, (), lambda _, __: []),
-    Rival("ewc", "ewc_lambda", (1.0, 10.0, 100.0, 1e3, 1e4), lambda x, _: [EWCPlugin(x)]),
+    Rival("ewc", "ewc_lambda", (3.0, 10.0, 30.0, 100.0, 300.0), lambda x, _: [EWCPlugin(x)]),
     Rival(
         "ewc-online",
         "ewc_lambda",
-        (1.0, 10.0, 100.0, 1e3, 1e4),
+        (3.0, 10.0, 30.0, 100.0, 300.0),
         # decay 1: the plain sum over tasks, and no second number to tune
         lambda x, _: [EWCPlugin(x, mode="online", decay_factor=1.0)],
     ),

@@ -101,15 +101,18 @@ class Landscape:
         self._layout()
         self._in_task = True
         self._step = self._sampled = 0
-        # Σ η since each tier of columns was last visited, one number a parameter group.
-        self._travelled = [[0.0] * len(self.metric.rates()) for _ in range(TIERS)]
+        # Σ η since the task began, one number a parameter group; and what it was when each tier of
+        # columns was last visited.
+        self._travelled = [0.0] * len(self.metric.optimizer.param_groups)
+        self._visited = [list(self._travelled) for _ in range(TIERS)]
         self._pulls = 0
         self._states = {name: PullState() for name in self.constraints}
         self._centre = Centre(self.model, self._parameters.values())
         self._start = [p.detach().clone() for p in self._parameters.values()]
+        self._watching = self.options.source == "sgd" and self._active
         self._measurement: Measurement = (
             TrainingMeasurement(self._units, self.constraints, steps, self.options.use_damping)
-            if self.options.source == "sgd" and self._active
+            if self._watching
             else ProbeMeasurement(self._units, self.constraints)
         )
 
@@ -125,10 +128,10 @@ class Landscape:
         if not self._in_task:
             raise StateError("no task is running: call begin_task first")
         self._step += 1
-        for i, rate in enumerate(self.metric.rates()):
-            for waited in self._travelled:
-                waited[i] += rate
-        self._measurement.watch(self._step, self._parameters, batch_size)
+        for i, group in enumerate(self.metric.optimizer.param_groups):
+            self._travelled[i] += group["lr"]
+        if self._watching:
+            self._measurement.watch(self._step, self._parameters, batch_size)
         if self._step % self.options.interval == 0:
             self._pull(self._due())
             self._sample()
@@ -150,8 +153,8 @@ class Landscape:
         if self._step == 0:
             self._in_task = False
             return
-        mid_tooth = any(self._travelled[0])
-        if any(self._travelled[-1]):
+        mid_tooth = any(self._since(0))
+        if any(self._since(TIERS - 1)):
             self._pull(TIERS)
             if mid_tooth:
                 self._sample()
@@ -175,13 +178,13 @@ class Landscape:
         Yields:
             Nothing. Outside a task, or right after a pull, the weights are left as they are.
         """
-        if not self._in_task or not any(self._travelled[0]) or not self.constraints:
+        if not self._in_task or not any(self._since(0)) or not self.constraints:
             yield
             return
         kept = {name: p.detach().clone() for name, p in self._parameters.items()}
-        held = (copy.deepcopy(self._states), copy.deepcopy(self._travelled), self._pulls)
+        held = (copy.deepcopy(self._states), list(self._visited), self._pulls)
         self._pull(TIERS)
-        self._states, self._travelled, self._pulls = held
+        self._states, self._visited, self._pulls = held
         try:
             yield
         finally:
@@ -284,10 +287,10 @@ class Landscape:
     @torch.no_grad()
     def _pull(self, tiers: int) -> None:
         """Pull every held unit; tiers that this pull leaves out gather their steps."""
-        mid_tooth = any(self._travelled[0])
-        travelled = self._travelled[0 if mid_tooth else -1]
+        waited = [self._since(tier) for tier in range(tiers)]
+        travelled = waited[0] if any(waited[0]) else waited[-1]
         whole = sum(travelled)
-        shares = [sum(waited) / whole for waited in self._travelled[:tiers]]
+        shares = [sum(steps) / whole for steps in waited]
         for unit in self._units:
             constraint = self.constraints.get(unit.name)
             if constraint is None:
@@ -306,7 +309,11 @@ class Landscape:
             unit.subtract_(self._parameters, y)
         self._pulls += 1
         for tier in range(tiers):
-            self._travelled[tier] = [0.0] * len(travelled)
+            self._visited[tier] = list(self._travelled)
+
+    def _since(self, tier: int) -> list[float]:
+        """Return Σ η since a tier was last visited, one number a parameter group."""
+        return [float(a - b) for a, b in zip(self._travelled, self._visited[tier], strict=True)]
 
     def _due(self) -> int:
         """Return the number of tiers to visit now: tier j at every 2^j-th pull of the task."""

@@ -25,7 +25,7 @@ from flatcl.core.options import LDCOptions
 from flatcl.core.stiffness import damp, stiffness_from_probe
 from flatcl.errors import StateError
 
-_CHUNKS_A_BASIS_BATCH = 3
+_CHUNKS_A_BASIS_BATCH = 6
 # Deviation of the probe's output directions, C^−_UNIT for C outputs. ½ would make it the Hessian of
 # cross-entropy where all probabilities are equal; heads of few outputs are then held too loosely
 # beside heads of many. ¾ lets one strength serve both: measured, benchmarks/DEFAULTS.md.

@@ -46,14 +46,6 @@ class StepMetric:
             known = _scalar
         self._direction = known
 
-    def rates(self) -> list[float]:
-        """Return the present learning rate of each parameter group.
-
-        Returns:
-            One number a group, in the order of ``optimizer.param_groups``.
-        """
-        return [float(group["lr"]) for group in self.optimizer.param_groups]
-
     def read(
         self, unit: Unit, parameters: Mapping[str, Tensor], travelled: list[float]
     ) -> Metric | None:

@@ -44,8 +44,8 @@ class LDCOptions:
     damping: float | None = None
     width: float = 1.0
     centre: bool | None = None
-    probe_inputs: int = 3000
-    probe_batch: int = 32
+    probe_inputs: int = 1500
+    probe_batch: int = 16
     seed: int = 0
 
     def __post_init__(self) -> None:
