@@ -24,7 +24,7 @@ from flatcl.protocol import CompareOptions
 from flatcl.records import Cell, Record
 from flatcl.rivals import RIVALS, bytes_held
 from flatcl.seeds import derive_seed
-from flatcl.streams import StreamOptions, fast, make_stream
+from flatcl.streams import Stream, StreamOptions, fast, make_stream
 
 ensure_avalanche()
 from avalanche.benchmarks.scenarios import CLScenario  # noqa: E402
@@ -100,6 +100,32 @@ def run_cell(options: CompareOptions, cell: Cell, own: Own | None = None) -> Rec
     return Record(cell, "done", run.accuracy, run.seconds, bytes_held(run.strategy))
 
 
+def check(options: CompareOptions) -> None:
+    """Raise at once what would stop every run.
+
+    Args:
+        options: of the comparison.
+
+    Raises:
+        OptionError: the device or the scenario cannot be used.
+        DataError: the data set cannot be used, or is too small.
+    """
+    _device(options.device)
+    _stream(options, 0)
+
+
+def _stream(options: CompareOptions, seed: int) -> Stream:
+    wanted = StreamOptions(
+        scenario=cast("Any", options.scenario),
+        tasks=options.tasks,
+        train_size=options.train_size,
+        val_size=options.val_size,
+        max_angle=options.max_angle,
+        pad=options.pad,
+    )
+    return make_stream(_images(options.data), wanted, seed=seed)
+
+
 class _Run:
     def __init__(self, options: CompareOptions, cell: Cell, own: Own, device: torch.device) -> None:
         self.options, self.cell, self.own, self.device = options, cell, own, device
@@ -141,15 +167,7 @@ class _Run:
             benchmark = benchmark(seed)
         stream = None
         if benchmark is None:
-            wanted = StreamOptions(
-                scenario=cast("Any", options.scenario),
-                tasks=options.tasks,
-                train_size=options.train_size,
-                val_size=options.val_size,
-                max_angle=options.max_angle,
-                pad=options.pad,
-            )
-            stream = make_stream(_images(options.data), wanted, seed=seed)
+            stream = _stream(options, seed)
             benchmark = stream.benchmark
         if isinstance(model, nn.Module):
             return benchmark, copy.deepcopy(model)

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from flatcl.cells import BenchmarkSource, ModelSource, OptimizerSource, Own, run_cell
+from flatcl.cells import BenchmarkSource, ModelSource, OptimizerSource, Own, check, run_cell
 from flatcl.errors import FlatclError, OptionError
 from flatcl.io import write_bytes, write_json, write_jsonl
 from flatcl.protocol import CompareOptions
@@ -147,6 +147,7 @@ def _run(
         kept = None if own.given() else folder
         yield from (_attempt(options, cell, own, kept) for cell in cells)
         return
+    check(options)  # here and not in every worker
     # A worker of its own for each job imports torch and Avalanche first, some seconds.
     parallel = Parallel(
         n_jobs=jobs, batch_size=1, pre_dispatch=jobs, return_as="generator_unordered"

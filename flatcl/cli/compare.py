@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flatcl.errors import OptionError
+from flatcl.errors import NonFiniteError, OptionError
 from flatcl.protocol import CompareOptions, option_fields
 
 if TYPE_CHECKING:
@@ -61,6 +61,9 @@ def run(chosen: argparse.Namespace) -> int:
 
     Returns:
         0 if every reported run ended well, 1 if one diverged or failed.
+
+    Raises:
+        NonFiniteError: no reported run ended well: the options make every method diverge.
     """
     given = {name: value for name, value in vars(chosen).items() if name not in {"run", "command"}}
     own = {name: given.pop(name, default) for name, default in _OWN.items()}
@@ -76,6 +79,9 @@ def run(chosen: argparse.Namespace) -> int:
         print((Path(own["out"]) / "summary.json").read_text(encoding="utf-8"), end="")
     else:
         _print_table(comparison, own["out"])
+    if comparison.broken and not any(m["n_seeds"] for m in comparison.summary["methods"].values()):
+        reason = (comparison.broken[0].error or "").strip().splitlines()[-1]
+        raise NonFiniteError(f"no run ended well, so the options cannot be used: {reason}")
     for record in comparison.broken:
         reason = (record.error or "").strip().splitlines()[-1]
         print(

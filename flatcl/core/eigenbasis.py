@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from flatcl.errors import StateError
+from flatcl.errors import NonFiniteError
 
 
 def eigenvectors(matrix: Tensor) -> Tensor:
@@ -23,11 +23,11 @@ def eigenvectors(matrix: Tensor) -> Tensor:
         [d, d] orthonormal columns, in the dtype of ``matrix``.
 
     Raises:
-        StateError: an entry is not finite.
+        NonFiniteError: an entry is not finite.
     """
     symmetric = 0.5 * (matrix + matrix.T).double()
     if not bool(torch.isfinite(symmetric).all()):
-        raise StateError(
+        raise NonFiniteError(
             "a second moment of the gradients is not finite: lower the learning rate or check "
             "the inputs"
         )

@@ -60,13 +60,24 @@ def test_json_is_the_summary_and_quiet_is_quiet(
 def test_a_diverged_run_is_exit_code_one(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = ["compare", *TINY, "--out", str(tmp_path), "--quiet", "--lr", "1e6"]
-    arguments += ["--epochs", "3", "--methods", "naive", "--seeds", "1"]
+    arguments = ["compare", *TINY, "--out", str(tmp_path), "--quiet", "--ewc-lambda", "1e30"]
+    arguments += ["--epochs", "3", "--methods", "naive,ewc", "--seeds", "1"]
     assert main(arguments) == 1
     captured = capsys.readouterr()
-    assert "naive [1 of 1 broken]" in captured.out
-    assert captured.err.startswith("flatcl: naive, seed 0 diverged: ")
+    assert "[1 of 1 broken]" in captured.out
+    assert captured.err.startswith("flatcl: ewc, seed 0 diverged: ")
     assert captured.err.count("\n") == 1
+
+
+def test_options_that_make_every_run_diverge_are_exit_code_two(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["compare", *TINY, "--out", str(tmp_path), "--quiet", "--lr", "1e6"]
+    assert main([*arguments, "--epochs", "3"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("flatcl: error: no run ended well, so the options cannot be used: ")
+    assert "lower lr" in error
+    assert error.count("\n") == 1
 
 
 def test_flags_go_before_the_file_and_the_file_before_defaults(

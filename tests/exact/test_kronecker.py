@@ -11,7 +11,7 @@ from flatcl.core.constraint import Constraint
 from flatcl.core.eigenbasis import KroneckerBasis, eigenvectors
 from flatcl.core.merge import joint_basis, merge, spectrum_in
 from flatcl.core.moments import EigenMoments, KroneckerMoments
-from flatcl.errors import OptionError, StateError
+from flatcl.errors import NonFiniteError, OptionError, StateError
 
 
 def rand(*shape, g):
@@ -47,7 +47,7 @@ def test_eigenvectors_have_fixed_signs_and_refuse_nan(generator):
     values = (V.T @ A @ V).diagonal()
     assert (values.diff() <= 1e-9).all()
     A[0, 0] = float("nan")
-    with pytest.raises(StateError, match="not finite"):
+    with pytest.raises(NonFiniteError, match="not finite"):
         eigenvectors(A)
 
 
