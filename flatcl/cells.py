@@ -103,12 +103,10 @@ def run_cell(options: CompareOptions, cell: Cell, own: Own | None = None) -> Rec
 def check(options: CompareOptions) -> None:
     """Raise at once what would stop every run.
 
+    An OptionError for a device or scenario, a DataError for a data set that cannot be used.
+
     Args:
         options: of the comparison.
-
-    Raises:
-        OptionError: the device or the scenario cannot be used.
-        DataError: the data set cannot be used, or is too small.
     """
     _device(options.device)
     _stream(options, 0)

@@ -100,7 +100,7 @@ class Landscape:
             raise StateError("a task is already running: call end_task before begin_task")
         self._layout()
         self._in_task = True
-        self._step = self._sampled = 0
+        self._step = 0
         # Σ η since the task began, one number a parameter group; and what it was when each tier of
         # columns was last visited.
         self._travelled = [0.0] * len(self.metric.optimizer.param_groups)
