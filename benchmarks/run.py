@@ -72,7 +72,6 @@ def comparisons() -> dict[str, CompareOptions]:
     for name, change in sensitivity().items():
         found[name] = CompareOptions(methods=("ldc",), **{**_PERMUTED_5, **change})
     found["permuted-mnist-10-gpm"] = CompareOptions(**_GPM)
-    found["permuted-mnist-10-gpm-no-bias"] = CompareOptions(bias=False, **_GPM)
     return found
 
 
@@ -118,7 +117,11 @@ def _number(entry: dict[str, Any] | None, kind: str, digits: int = 1) -> str:
 def _row(name: str, summary: dict[str, Any]) -> list[str]:
     methods = summary["methods"]
     ewc, ldc = methods.get("ewc"), methods.get("ldc")
-    best = "–" if ewc is None else f"{_number(ewc, 'acc')} (λ {ewc['value']:g})"
+    best = "–"
+    if ewc is not None:
+        best = f"{_number(ewc, 'acc')} (λ {ewc['value']:g})"
+        if ewc["n_diverged"]:
+            best += f", {ewc['n_diverged']} of {ewc['n_seeds'] + ewc['n_diverged']} diverged"
     return [
         name,
         _number(methods.get("naive"), "acc"),

@@ -8,14 +8,13 @@ and moves running statistics while it measures; LwF's teacher stays in training 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import nn
 from torch.utils.data import DataLoader
 
+from flatcl.core.gradients import evaluation_mode
 from flatcl.errors import OptionError
 from flatcl.footprint import bytes_held as bytes_held
 from flatcl.host import ensure_avalanche
@@ -35,17 +34,6 @@ from avalanche.training.plugins import (  # noqa: E402
 )
 from avalanche.training.templates import SupervisedTemplate  # noqa: E402
 from avalanche.training.utils import zerolike_params_dict  # noqa: E402
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
 
 
 class RepairedSI(SynapticIntelligencePlugin):
@@ -125,7 +113,7 @@ class RepairedMAS(MASPlugin):
         model, data = strategy.model, strategy.experience.dataset
         importance = dict(zerolike_params_dict(model))
         batches = DataLoader(data, batch_size=strategy.train_mb_size, collate_fn=data.collate_fn)
-        with _evaluating(model):
+        with evaluation_mode(model):
             for batch in batches:
                 strategy.optimizer.zero_grad()
                 out = avalanche_forward(model, batch[0].to(strategy.device), batch[-1])

@@ -23,7 +23,7 @@ from flatcl.core.checkpoint import (
 from flatcl.core.constraint import Constraint
 from flatcl.core.gradients import Forward
 from flatcl.core.layers import Unit, matrix_views, trained_parameters
-from flatcl.core.measure import Measurement, ProbeMeasurement, combined
+from flatcl.core.measure import Measurement, ProbeMeasurement, TaskEnd, combined
 from flatcl.core.metric import StepMetric
 from flatcl.core.options import LDCOptions
 from flatcl.core.pull import TIERS, PullState, by_falling_stiffness, correction
@@ -328,16 +328,17 @@ class Landscape:
             name: p.detach() - start
             for (name, p), start in zip(self._parameters.items(), self._start, strict=True)
         }
-        found = self._measurement.stiffness(
-            self.model,
-            self._parameters,
-            travelled,
-            batches,
+        end = TaskEnd(
+            model=self.model,
+            parameters=self._parameters,
+            travelled=travelled,
+            batches=batches,
             forward=self.forward,
             options=self.options,
             scale=self.probe_scale,
             generator=self.generator,
         )
+        found = self._measurement.stiffness(end)
         self.probe_scale = found.scale
         for unit in self._units:
             merged, lost = combined(

@@ -47,24 +47,38 @@ class Found:
     scale: float | None = None
 
 
+@dataclass(frozen=True)
+class TaskEnd:
+    """What a measurement may look at when a task has ended.
+
+    Attributes:
+        model: at the task's final weights.
+        parameters: its trainable parameters by name.
+        travelled: displacement of each over the task, w.
+        batches: of the task, or None.
+        forward: from a batch to outputs [..., C].
+        options: of LDC.
+        scale: of the probe's output directions, fixed by the first task; None there.
+        generator: of random directions and perturbations.
+    """
+
+    model: nn.Module
+    parameters: Mapping[str, Tensor]
+    travelled: Mapping[str, Tensor]
+    batches: Iterable[Sequence[Tensor] | Tensor] | None
+    forward: Forward
+    options: LDCOptions
+    scale: float | None
+    generator: torch.Generator
+
+
 class Measurement(Protocol):
     """How a source measures one task's stiffness."""
 
     def watch(self, step: int, parameters: Mapping[str, Tensor], batch_size: int | None) -> None:
         """Look at one training step, just made."""
 
-    def stiffness(
-        self,
-        model: nn.Module,
-        parameters: Mapping[str, Tensor],
-        travelled: Mapping[str, Tensor],
-        batches: Iterable[Sequence[Tensor] | Tensor] | None,
-        *,
-        forward: Forward,
-        options: LDCOptions,
-        scale: float | None,
-        generator: torch.Generator,
-    ) -> Found:
+    def stiffness(self, end: TaskEnd) -> Found:
         """Return the task's stiffness, the model being at the task's final weights."""
 
 
@@ -135,29 +149,11 @@ class ProbeMeasurement:
     def watch(self, step: int, parameters: Mapping[str, Tensor], batch_size: int | None) -> None:
         """Do nothing: the probe looks at the task's end only."""
 
-    def stiffness(
-        self,
-        model: nn.Module,
-        parameters: Mapping[str, Tensor],
-        travelled: Mapping[str, Tensor],
-        batches: Iterable[Sequence[Tensor] | Tensor] | None,
-        *,
-        forward: Forward,
-        options: LDCOptions,
-        scale: float | None,
-        generator: torch.Generator,
-    ) -> Found:
+    def stiffness(self, end: TaskEnd) -> Found:
         """Return the task's stiffness from two passes over the same inputs.
 
         Args:
-            model: at the task's final weights.
-            parameters: its parameters by name.
-            travelled: displacement of each parameter over the task, w.
-            batches: of the task.
-            forward: from a batch to outputs.
-            options: of LDC.
-            scale: of the output directions, fixed by the first task; None there.
-            generator: of the random directions and perturbations.
+            end: of the task; its batches are needed.
 
         Returns:
             Bases, stiffness and the scale in force.
@@ -165,42 +161,46 @@ class ProbeMeasurement:
         Raises:
             StateError: no batches were given.
         """
-        if batches is None:
+        if end.batches is None:
             raise StateError(
                 'source="probe" looks at some inputs of the task just learned: call '
                 "end_task(batches) with an iterable of them, for instance the task's loader"
             )
-        device = next(iter(parameters.values())).device
+        device = next(iter(end.parameters.values())).device
         chunks = chunked(
-            batches, inputs=options.probe_inputs, size=options.probe_batch, device=device
+            end.batches,
+            inputs=end.options.probe_inputs,
+            size=end.options.probe_batch,
+            device=device,
         )
+        scale = end.scale
         if scale is None:
             # Fixed by the first task, since the unit must not change as a head grows.
-            with evaluation_mode(model), torch.no_grad():
-                scale = max(2, forward(chunks[0]).shape[-1]) ** -_UNIT
+            with evaluation_mode(end.model), torch.no_grad():
+                scale = max(2, end.forward(chunks[0]).shape[-1]) ** -_UNIT
         inputs = sum(len(chunk[0]) for chunk in chunks)
         # Only matrices are perturbed: see probe_gradients.
         widths = [
-            options.width * float(view.norm()) / max(1, view.numel()) ** 0.5
-            for view in (unit.gather(travelled) for unit in self.units)
+            end.options.width * float(view.norm()) / max(1, view.numel()) ** 0.5
+            for view in (unit.gather(end.travelled) for unit in self.units)
         ]
 
         unit_scale = scale
 
         def gradients_of(parts: Sequence[Sequence[Tensor]]) -> Iterable[list[Gradient]]:
             return probe_gradients(
-                model,
+                end.model,
                 self.units,
-                parameters,
+                end.parameters,
                 parts,
-                forward=forward,
+                forward=end.forward,
                 widths=widths,
                 scale=unit_scale,
-                generator=generator,
+                generator=end.generator,
             )
 
         sides = {
-            unit.name: KroneckerMoments.zeros(unit.gather(parameters))
+            unit.name: KroneckerMoments.zeros(unit.gather(end.parameters))
             for unit in self.units
             if unit.matrix
         }
@@ -214,10 +214,10 @@ class ProbeMeasurement:
             moments.total = inputs
             M_out, M_in = moments.means()
             bases[name] = merged_basis(
-                self.constraints.get(name), M_out, M_in, damping=options.use_damping
+                self.constraints.get(name), M_out, M_in, damping=end.options.use_damping
             )
         coordinates = {
-            unit.name: EigenMoments.zeros(bases[unit.name], unit.gather(parameters).detach())
+            unit.name: EigenMoments.zeros(bases[unit.name], unit.gather(end.parameters).detach())
             for unit in self.units
         }
         for gradients in gradients_of(chunks):
@@ -226,5 +226,5 @@ class ProbeMeasurement:
         stiffness = {}
         for unit in self.units:
             k = stiffness_from_probe(coordinates[unit.name], inputs)
-            stiffness[unit.name] = damp(k, options.use_damping) if unit.matrix else k
+            stiffness[unit.name] = damp(k, end.options.use_damping) if unit.matrix else k
         return Found(bases, stiffness, scale)

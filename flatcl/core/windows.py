@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from flatcl.core.constraint import Constraint
 from flatcl.core.eigenbasis import KroneckerBasis
-from flatcl.core.gradients import Forward, training_gradients
+from flatcl.core.gradients import training_gradients
 from flatcl.core.layers import Unit
-from flatcl.core.measure import Found, merged_basis
+from flatcl.core.measure import Found, TaskEnd, merged_basis
 from flatcl.core.moments import EigenMoments, KroneckerMoments
-from flatcl.core.options import LDCOptions
 from flatcl.core.stiffness import damp, stiffness_from_training
 from flatcl.errors import StateError
 
@@ -97,29 +95,11 @@ class TrainingMeasurement:
         M_out, M_in = self.sides[name].means()
         return merged_basis(self.constraints.get(name), M_out, M_in, damping=self.damping)
 
-    def stiffness(
-        self,
-        model: nn.Module,
-        parameters: Mapping[str, Tensor],
-        travelled: Mapping[str, Tensor],
-        batches: Iterable[Sequence[Tensor] | Tensor] | None,
-        *,
-        forward: Forward,
-        options: LDCOptions,
-        scale: float | None,
-        generator: torch.Generator,
-    ) -> Found:
-        """Return the task's stiffness from what was watched; see ``ProbeMeasurement.stiffness``.
+    def stiffness(self, end: TaskEnd) -> Found:
+        """Return the task's stiffness from what was watched; no pass over data is made.
 
         Args:
-            model: unused.
-            parameters: unused.
-            travelled: unused.
-            batches: unused: no pass over data is made.
-            forward: unused.
-            options: of LDC.
-            scale: unused.
-            generator: unused.
+            end: of the task; unused.
 
         Returns:
             Bases and stiffness.
