@@ -20,6 +20,7 @@ from torch import nn
 
 from flatcl.avalanche import LDC
 from flatcl.core.engine import Landscape
+from flatcl.core.schedule import PullSchedule
 from flatcl.data import load_images
 from flatcl.io import write_bytes, write_json
 from flatcl.models import make_model
@@ -76,8 +77,9 @@ def measure(network: str, optimizer: str, tasks: int) -> list[dict[str, float]]:
     stream = make_stream(load_images("mnist"), StreamOptions(tasks=tasks, train_size=size), seed=0)
     pull, end = _Clock(), _Clock()
     landscape: Any = Landscape
-    kept = landscape._pull, landscape.end_task
-    landscape._pull = pull.wrapped(Landscape._pull)
+    schedule: Any = PullSchedule
+    kept = schedule.pull_, landscape.end_task
+    schedule.pull_ = pull.wrapped(PullSchedule.pull_)
     landscape.end_task = end.wrapped(Landscape.end_task)
     try:
         strategies = {
@@ -97,7 +99,7 @@ def measure(network: str, optimizer: str, tasks: int) -> list[dict[str, float]]:
             rows.append(row)
         return rows
     finally:
-        landscape._pull, landscape.end_task = kept
+        schedule.pull_, landscape.end_task = kept
 
 
 def _strategy(name: str, hidden: tuple[int, ...], batch: int, epochs: int, optimizer: str) -> Any:

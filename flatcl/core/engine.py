@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -26,7 +25,8 @@ from flatcl.core.layers import Unit, matrix_views, trained_parameters
 from flatcl.core.measure import Measurement, ProbeMeasurement, TaskEnd, combined
 from flatcl.core.metric import StepMetric
 from flatcl.core.options import LDCOptions
-from flatcl.core.pull import TIERS, PullState, by_falling_stiffness, correction
+from flatcl.core.pull import TIERS, by_falling_stiffness
+from flatcl.core.schedule import PullSchedule
 from flatcl.core.windows import TrainingMeasurement
 from flatcl.errors import NonFiniteError, StateError
 
@@ -101,12 +101,9 @@ class Landscape:
         self._layout()
         self._in_task = True
         self._step = 0
-        # Σ η since the task began, one number a parameter group; and what it was when each tier of
-        # columns was last visited.
-        self._travelled = [0.0] * len(self.metric.optimizer.param_groups)
-        self._visited = [list(self._travelled) for _ in range(TIERS)]
-        self._pulls = 0
-        self._states = {name: PullState() for name in self.constraints}
+        self._schedule = PullSchedule(
+            self._units, self._parameters, self.constraints, self.metric, self.options.strength
+        )
         self._centre = Centre(self.model, self._parameters.values())
         self._start = [p.detach().clone() for p in self._parameters.values()]
         self._watching = self.options.source == "sgd" and self._active
@@ -128,12 +125,11 @@ class Landscape:
         if not self._in_task:
             raise StateError("no task is running: call begin_task first")
         self._step += 1
-        for i, group in enumerate(self.metric.optimizer.param_groups):
-            self._travelled[i] += group["lr"]
+        self._schedule.count()
         if self._watching:
             self._measurement.watch(self._step, self._parameters, batch_size)
         if self._step % self.options.interval == 0:
-            self._pull(self._due())
+            self._schedule.pull_(self._schedule.due())
             self._sample()
 
     def end_task(self, batches: Iterable[Sequence[Tensor] | Tensor] | None = None) -> None:
@@ -153,11 +149,10 @@ class Landscape:
         if self._step == 0:
             self._in_task = False
             return
-        mid_tooth = any(self._since(0))
-        if any(self._since(TIERS - 1)):
-            self._pull(TIERS)
-            if mid_tooth:
-                self._sample()
+        mid_tooth = any(self._schedule.since(0))
+        self._schedule.pull_(TIERS)
+        if mid_tooth:
+            self._sample()
         self._centre.install_(self._step)
         if not all(bool(torch.isfinite(p).all()) for p in self._parameters.values()):
             raise NonFiniteError(
@@ -168,8 +163,7 @@ class Landscape:
             self._record(batches)
         self.tasks_ended += 1
         self._in_task = False
-        self._start, self._states = [], {}
-        del self._centre, self._measurement  # held in mid-task only
+        del self._start, self._schedule, self._centre, self._measurement  # of a task only
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
@@ -178,13 +172,13 @@ class Landscape:
         Yields:
             Nothing. Outside a task, or right after a pull, the weights are left as they are.
         """
-        if not self._in_task or not any(self._since(0)) or not self.constraints:
+        if not self._in_task or not any(self._schedule.since(0)) or not self.constraints:
             yield
             return
         kept = {name: p.detach().clone() for name, p in self._parameters.items()}
-        held = (copy.deepcopy(self._states), list(self._visited), self._pulls)
-        self._pull(TIERS)
-        self._states, self._visited, self._pulls = held
+        marks = self._schedule.marks()
+        self._schedule.pull_(TIERS)
+        self._schedule.restore(marks)
         try:
             yield
         finally:
@@ -206,25 +200,14 @@ class Landscape:
                 total = total + constraint.energy(weight)
         return total
 
-    def tensors_held(self) -> list[Tensor]:
-        """Return the tensors kept between tasks: bases, stiffness, anchors.
-
-        Returns:
-            The tensors themselves.
-        """
-        held: list[Tensor] = []
-        for c in self.constraints.values():
-            held += [c.stiffness, c.anchor]
-            held += [] if c.basis is None else [c.basis.U_out, c.basis.U_in]
-        return held
-
     def bytes_held(self) -> int:
         """Return the bytes kept between tasks; they do not grow with their number.
 
         Returns:
-            Bytes, without the model and its optimiser.
+            Bytes of bases, stiffness and anchors, without the model and its optimiser.
         """
-        return sum(t.numel() * t.element_size() for t in self.tensors_held())
+        encoded = (encode_constraint(c).values() for c in self.constraints.values())
+        return sum(t.numel() * t.element_size() for tensors in encoded for t in tensors)
 
     def state_dict(self) -> State:
         """Return what is held between tasks, to be saved with ``torch.save``.
@@ -283,41 +266,6 @@ class Landscape:
                 weight = unit.gather(self._parameters).detach()
                 grown = self.constraints[unit.name].grown_to(weight)
                 self.constraints[unit.name] = grown
-
-    @torch.no_grad()
-    def _pull(self, tiers: int) -> None:
-        """Pull every held unit; tiers that this pull leaves out gather their steps."""
-        waited = [self._since(tier) for tier in range(tiers)]
-        travelled = waited[0] if any(waited[0]) else waited[-1]
-        whole = sum(travelled)
-        shares = [sum(steps) / whole for steps in waited]
-        for unit in self._units:
-            constraint = self.constraints.get(unit.name)
-            if constraint is None:
-                continue
-            metric = self.metric.read(unit, self._parameters, travelled)
-            if metric is None:
-                continue
-            y = correction(
-                constraint,
-                unit.gather(self._parameters),
-                metric,
-                strength=self.options.strength,
-                state=self._states[unit.name],
-                shares=shares,
-            )
-            unit.subtract_(self._parameters, y)
-        self._pulls += 1
-        for tier in range(tiers):
-            self._visited[tier] = list(self._travelled)
-
-    def _since(self, tier: int) -> list[float]:
-        """Return Σ η since a tier was last visited, one number a parameter group."""
-        return [float(a - b) for a, b in zip(self._travelled, self._visited[tier], strict=True)]
-
-    def _due(self) -> int:
-        """Return the number of tiers to visit now: tier j at every 2^j-th pull of the task."""
-        return next((j for j in range(TIERS) if self._pulls % 2**j), TIERS)
 
     def _sample(self) -> None:
         if self.options.use_centre:

