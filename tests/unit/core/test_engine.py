@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from flatcl.core.centre import TailMean
 from flatcl.core.constraint import Constraint
 from flatcl.core.engine import Landscape
+from flatcl.core.gradients import training_gradients
 from flatcl.core.layers import matrix_views
 from flatcl.core.options import LDCOptions
 from flatcl.core.pull import TIERS, by_falling_stiffness
@@ -482,6 +483,18 @@ def test_convolutions_and_one_row_matrices_train(optimizer):
     assert landscape.constraints["2.weight"].stiffness.shape == (1, 13)
     assert float(landscape.constraints["2.weight"].stiffness.sum()) > 0
     assert torch.isfinite(weights(model)).all()
+
+
+def test_the_watched_gradient_is_the_increment_of_plain_sgd():
+    model = network()
+    opt = torch.optim.SGD(model.parameters(), lr=0.25)
+    units, parameters = matrix_views(model), dict(model.named_parameters())
+    x, y = blobs(0)
+    before = [unit.gather(parameters).detach().clone() for unit in units]
+    F.cross_entropy(model(x), y).backward()
+    opt.step()
+    for unit, old, G in zip(units, before, training_gradients(units, parameters), strict=True):
+        torch.testing.assert_close(G, (old - unit.gather(parameters).detach()) / 0.25)
 
 
 def test_unknown_optimiser_is_named_once_and_a_known_one_is_not(recwarn):
