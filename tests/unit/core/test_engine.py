@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from flatcl.core.centre import TailMean
 from flatcl.core.constraint import Constraint
+from flatcl.core.eigenbasis import KroneckerBasis
 from flatcl.core.engine import Landscape
 from flatcl.core.gradients import training_gradients
 from flatcl.core.layers import matrix_views
@@ -90,8 +91,6 @@ def test_two_quadratic_tasks_end_at_the_minimiser_of_their_sum(optimizer, monkey
     landscape = Landscape(layer, opt, options=LDCOptions(strength=2.0, interval=1))
     root = torch.randn(4, 4, generator=g, dtype=torch.float64)
     out = torch.randn(3, 3, generator=g, dtype=torch.float64)
-    from flatcl.core.eigenbasis import KroneckerBasis
-
     basis = KroneckerBasis.from_moments(out @ out.T, root @ root.T)
     k = torch.rand(3, 4, generator=g, dtype=torch.float64)
     anchor = torch.randn(3, 4, generator=g, dtype=torch.float64)
@@ -187,6 +186,24 @@ def test_centre_is_the_mean_over_post_pull_instants_of_the_last_tenth():
     landscape.end_task([torch.ones(4, 2)])
     # Steps 91..100 are the last tenth; pulls are due at 95 and 100.
     torch.testing.assert_close(layer.weight.detach(), torch.full((1, 2), 97.5))
+
+
+@pytest.mark.parametrize("steps", [100, 103, 3])
+def test_centre_never_sees_the_run_off_between_pulls(steps):
+    """Every step throws the weight to 1; every pull brings it back to the anchor, 0."""
+    layer = nn.Linear(2, 1, bias=False)
+    opt = torch.optim.SGD(layer.parameters(), lr=1.0)
+    landscape = Landscape(layer, opt, options=LDCOptions(strength=1e9, interval=5))
+    basis = KroneckerBasis(torch.eye(1), torch.eye(2))
+    landscape.constraints["weight"] = Constraint(basis, torch.ones(1, 2), torch.zeros(1, 2))
+    landscape.begin_task()
+    for _ in range(steps):
+        layer.weight.grad = torch.zeros_like(layer.weight)
+        with torch.no_grad():
+            layer.weight.fill_(1.0)
+        landscape.step()
+    landscape.end_task([torch.ones(4, 2)])
+    assert float(layer.weight.detach().abs().max()) < 1e-6
 
 
 def test_task_shorter_than_the_interval_is_pulled_once_and_that_instant_is_the_centre():
