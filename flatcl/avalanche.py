@@ -59,7 +59,6 @@ class LDCPlugin(BasePlugin):  # the base without per-step hooks: an empty hook c
         self.options = LDCOptions(**options)
         self.landscape: Landscape | None = None
         self._owner: SupervisedTemplate | None = None
-        self._mbatch: Sequence[Tensor] = ()
         self._evaluation = ExitStack()
 
     def before_training_exp(self, strategy: SupervisedTemplate, **kwargs: Any) -> None:

@@ -33,10 +33,6 @@ from flatcl.errors import NonFiniteError, StateError
 _log = logging.getLogger("flatcl")
 
 
-def _first(batch: Sequence[Tensor]) -> Tensor:
-    return batch[0]
-
-
 class Landscape:
     """Holds what earlier tasks need, in any PyTorch loop.
 
@@ -76,7 +72,7 @@ class Landscape:
     ) -> None:
         self.model = model
         self.options = options or LDCOptions()
-        self.forward: Forward = forward or (lambda batch: self.model(_first(batch)))
+        self.forward: Forward = forward or (lambda batch: self.model(batch[0]))
         self.metric = StepMetric(optimizer)
         self.constraints: dict[str, Constraint] = {}
         self.tasks_ended = 0

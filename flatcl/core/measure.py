@@ -133,6 +133,15 @@ def combined(
     return Constraint(basis, k, anchor.detach().to(wide, copy=True)), lost
 
 
+def _scale(end: TaskEnd, chunk: Sequence[Tensor]) -> float:
+    """Return the unit fixed by the first task: it must not change as a head grows."""
+    if end.scale is not None:
+        return end.scale
+    with evaluation_mode(end.model), torch.no_grad():
+        outputs = end.forward(chunk)
+    return float(max(2, outputs.shape[-1]) ** -_UNIT)
+
+
 def _joined(chunks: Sequence[Sequence[Tensor]], number: int) -> list[list[Tensor]]:
     """Return the chunks joined by ``number``, the last perhaps of fewer."""
     groups = [chunks[i : i + number] for i in range(0, len(chunks), number)]
@@ -173,19 +182,13 @@ class ProbeMeasurement:
             size=end.options.probe_batch,
             device=device,
         )
-        scale = end.scale
-        if scale is None:
-            # Fixed by the first task, since the unit must not change as a head grows.
-            with evaluation_mode(end.model), torch.no_grad():
-                scale = max(2, end.forward(chunks[0]).shape[-1]) ** -_UNIT
+        scale = _scale(end, chunks[0])
         inputs = sum(len(chunk[0]) for chunk in chunks)
         # Only matrices are perturbed: see probe_gradients.
         widths = [
             end.options.width * float(view.norm()) / max(1, view.numel()) ** 0.5
             for view in (unit.gather(end.travelled) for unit in self.units)
         ]
-
-        unit_scale = scale
 
         def gradients_of(parts: Sequence[Sequence[Tensor]]) -> Iterable[list[Gradient]]:
             return probe_gradients(
@@ -195,7 +198,7 @@ class ProbeMeasurement:
                 parts,
                 forward=end.forward,
                 widths=widths,
-                scale=unit_scale,
+                scale=scale,
                 generator=end.generator,
             )
 
