@@ -2,8 +2,8 @@
 
 ``python -m benchmarks.defaults`` makes the runs that are missing (one repeat, never reported, of
 ten streams with SGD and with Adam, judged on validation images) under
-``benchmarks/results/defaults`` and renders ``benchmarks/DEFAULTS.md`` from them;
-``--render`` only renders.
+``benchmarks/results/defaults``, and ``defaults-sharing-E`` for other exponents E by which tasks
+share the strength, and renders ``benchmarks/DEFAULTS.md`` from them; ``--render`` only renders.
 """
 
 from __future__ import annotations
@@ -14,11 +14,13 @@ from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from joblib import Parallel, delayed
 
 from benchmarks.streams import LONG, SHORT, stream_options, stream_outputs
 from flatcl.cells import run_cell
+from flatcl.core.options import SHARING
 from flatcl.io import write_bytes
 from flatcl.protocol import CompareOptions
 from flatcl.records import TUNING_SEED, Cell, load, save
@@ -31,42 +33,55 @@ CELL = Cell("ldc", None, TUNING_SEED, "val")
 
 # By √5: the stiffness of a ten-output head and of a two-output one differ by 5^(2·unit) at a unit
 # C^−unit, so that other units than ¾ can be read off the same runs, shifted by one strength.
-STRENGTHS = (4.0, 1.789, 8.944, 0.8)
-_BASE: dict[str, Any] = {"interval": 20, "damping": 0.3, "width": 1.0, "source": "probe"}
+STRENGTHS = (3.5, 1.565, 7.826)
+_BASE: dict[str, Any] = {"interval": 20, "damping": 0.6, "width": 1.0, "source": "probe"}
 _CHANGES: tuple[dict[str, Any], ...] = (
     *({"strength": strength} for strength in STRENGTHS),
-    {"strength": 4.0, "interval": 10},
-    {"strength": 4.0, "damping": 1.0},
-    {"strength": 4.0, "damping": 0.1},
-    {"strength": 4.0, "width": 0.0},
+    {"strength": 3.5, "interval": 10},
+    {"strength": 3.5, "damping": 1.0},
+    {"strength": 3.5, "damping": 0.3},
+    {"strength": 3.5, "width": 0.0},
     {"strength": 10.0, "source": "sgd", "damping": 0.0},
 )
 CANDIDATES = tuple({**_BASE, **change} for change in _CHANGES)
 OFFSETS = (1.0, 2.0, 3.0)
+# Exponents of sharing, each at a strength that weighs the tasks of a short stream about alike.
+SHARINGS = ((0.0, 2.25), (1.0, 5.0))
 # Unit, and the places in STRENGTHS that it is at on ten-output and on two-output heads.
 UNITS = ((1.0, 1, 0), (1.0, 0, 2), (0.5, 0, 1), (0.5, 2, 0))
 
 
-def grid() -> Iterator[CompareOptions]:
+def grid() -> Iterator[tuple[CompareOptions, float]]:
     """Yield the options of every run, the likelier candidates first.
 
     Yields:
-        One for each candidate, stream and optimiser; offsets on class-incremental streams only,
-        since elsewhere no class is absent.
+        Options and the exponent of sharing, for each candidate, stream and optimiser; offsets on
+        class-incremental streams only, since elsewhere no class is absent.
     """
     for offset in OFFSETS:
         for stream in ("split-mnist-class", "split-fashion-class"):
             for optimizer in ("sgd", "adam"):
-                yield stream_options(stream, optimizer, offset=offset, **CANDIDATES[0])
+                yield stream_options(stream, optimizer, offset=offset, **CANDIDATES[0]), SHARING
     for candidate in CANDIDATES:
         for stream in (*SHORT, *LONG):
             for optimizer in ("sgd", "adam"):
-                yield stream_options(stream, optimizer, **candidate)
+                yield stream_options(stream, optimizer, **candidate), SHARING
+    for exponent, strength in SHARINGS:
+        for stream in (*SHORT, *LONG):
+            for optimizer in ("sgd", "adam"):
+                changed = {**_BASE, "strength": strength}
+                yield stream_options(stream, optimizer, **changed), exponent
 
 
-def _fill(options: CompareOptions) -> None:
-    if load(RESULTS, options, CELL) is None:
-        save(RESULTS, options, run_cell(options, CELL))
+def _folder(exponent: float) -> Path:
+    return RESULTS if exponent == SHARING else RESULTS.with_name(f"defaults-sharing-{exponent:g}")
+
+
+def _fill(options: CompareOptions, exponent: float) -> None:
+    folder = _folder(exponent)
+    if load(folder, options, CELL) is None:
+        with patch("flatcl.core.options.SHARING", exponent):
+            save(folder, options, run_cell(options, CELL))
 
 
 def render() -> str:
@@ -77,13 +92,11 @@ def render() -> str:
     """
     found: dict[str, dict[str, dict[str, float]]] = defaultdict(lambda: defaultdict(dict))
     names = {_key(vars(stream_options(n, "sgd"))): n for n in (*SHORT, *LONG)}
-    for path in RESULTS.glob("runs/*.json"):
+    exponents = (SHARING, *(exponent for exponent, _ in SHARINGS))
+    for exponent, path in [(e, p) for e in exponents for p in _folder(e).glob("runs/*.json")]:
         record = json.loads(path.read_text(encoding="utf-8"))
         config = record["config"]
-        row = ", ".join(
-            f"{k} {config[k]:g}" if not isinstance(config[k], str) else config[k]
-            for k in ("source", "strength", "interval", "damping", "width")
-        ) + (f", offset {config['offset']:g}" if config["offset"] else "")
+        row = _row(config, exponent)
         acc = 100 * scores(record["accuracy"]).acc if record["status"] == "done" else float("nan")
         found[row][names[_key(config)]][config["optimizer"]] = acc
     streams = [*SHORT, *LONG]
@@ -107,7 +120,16 @@ def render() -> str:
 
 
 def _at(strength: float) -> str:
-    return f"probe, strength {strength:g}, interval 20, damping 0.3, width 1"
+    return _row({**_BASE, "strength": strength, "offset": 0.0}, SHARING)
+
+
+def _row(config: dict[str, Any], exponent: float) -> str:
+    shown = ", ".join(
+        f"{k} {config[k]:g}" if not isinstance(config[k], str) else config[k]
+        for k in ("source", "strength", "interval", "damping", "width")
+    )
+    offset = f", offset {config['offset']:g}" if config["offset"] else ""
+    return shown + offset + (f", sharing {exponent:g}" if exponent != SHARING else "")
 
 
 def _key(config: dict[str, Any]) -> tuple[Any, ...]:
@@ -122,7 +144,7 @@ def main() -> None:
     chosen = parser.parse_args()
     if not chosen.render:
         Parallel(n_jobs=chosen.jobs, batch_size=1, verbose=5)(
-            delayed(_fill)(options) for options in grid()
+            delayed(_fill)(options, exponent) for options, exponent in grid()
         )
     text = (HERE / "DEFAULTS.head.md").read_text(encoding="utf-8") + "\n" + render() + "\n"
     write_bytes(HERE / "DEFAULTS.md", text.encode())

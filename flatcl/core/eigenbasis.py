@@ -31,10 +31,9 @@ def eigenvectors(matrix: Tensor) -> Tensor:
             "a second moment of the gradients is not finite: lower the learning rate or check "
             "the inputs"
         )
-    vectors = torch.linalg.eigh(symmetric).eigenvectors.flip(1)
+    vectors: Tensor = torch.linalg.eigh(symmetric).eigenvectors.to(matrix.dtype).flip(1)
     peaks = vectors.gather(0, vectors.abs().argmax(0, keepdim=True))
-    signed: Tensor = vectors * torch.where(peaks < 0, -1.0, 1.0)
-    return signed.to(matrix.dtype).contiguous()
+    return vectors.mul_(torch.where(peaks < 0, -1.0, 1.0).to(vectors)).contiguous()
 
 
 @dataclass(frozen=True)

@@ -98,7 +98,11 @@ class Landscape:
         self._in_task = True
         self._step = 0
         self._schedule = PullSchedule(
-            self._units, self._parameters, self.constraints, self.metric, self.options.strength
+            self._units,
+            self._parameters,
+            self.constraints,
+            self.metric,
+            self.options.strength_over(self.tasks_ended),
         )
         self._centre = Centre(self.model, self._parameters.values())
         self._start = [p.detach().clone() for p in self._parameters.values()]

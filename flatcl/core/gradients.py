@@ -137,7 +137,7 @@ def probe_gradients(
                 with torch.enable_grad():
                     outputs = forward(chunk)
                     r = output_directions(outputs.detach(), scale, generator)
-                    gradients = _gradients(outputs, r, units, parameters, taps)
+                    gradients = _gradients(outputs, r, len(chunk[0]), units, parameters, taps)
             finally:
                 with torch.no_grad():
                     torch._foreach_copy_(leaves, originals)
@@ -179,16 +179,23 @@ def _tapped(
 def _gradients(
     outputs: Tensor,
     r: Tensor,
+    inputs: int,
     units: Sequence[Unit],
     parameters: Mapping[str, Tensor],
     taps: _Taps,
 ) -> list[Gradient]:
-    """Return each unit's gradient of Σ r · outputs, by factors for a Linear layer called once."""
-    once = {
-        name: calls[0]
-        for name, calls in taps.items()
-        if len(calls) == 1 and calls[0][0].numel() // calls[0][0].shape[-1] < len(parameters[name])
-    }
+    """Return each unit's gradient of Σ r · outputs, by factors for a Linear layer called once.
+
+    Rows of the factors are independent where each input has one row in the layer and one in the
+    outputs, as r is drawn anew for every row of the outputs. Otherwise factors are used where they
+    are cheaper, fewer rows than outputs.
+    """
+    samples = inputs if r[..., 0].numel() == inputs else None
+    once = {}
+    for name, calls in taps.items():
+        rows = calls[0][0].numel() // calls[0][0].shape[-1]
+        if len(calls) == 1 and (rows == samples or rows < len(parameters[name])):
+            once[name] = calls[0]
     rest = [name for unit in units if unit.name not in once for name in unit.names]
     wanted = [z for _, z in once.values()] + [parameters[name] for name in rest]
     found = torch.autograd.grad(outputs, wanted, r, allow_unused=True)
@@ -201,7 +208,8 @@ def _gradients(
             A = once[unit.name][0].reshape(-1, once[unit.name][0].shape[-1])
             if unit.bias is not None:
                 A = torch.cat([A, A.new_ones(len(A), 1)], dim=1)
-            gradients.append(OuterProduct(at_outputs[unit.name].reshape(len(A), -1), A))
+            D = at_outputs[unit.name].reshape(len(A), -1)
+            gradients.append(OuterProduct(D, A, independent=len(A) == samples))
         else:
             gradients.append(unit.gather(by_name))
     return gradients

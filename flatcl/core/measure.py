@@ -20,12 +20,13 @@ from flatcl.core.eigenbasis import KroneckerBasis
 from flatcl.core.gradients import Forward, chunked, evaluation_mode, probe_gradients
 from flatcl.core.layers import Unit
 from flatcl.core.merge import joint_basis, spectrum_in
-from flatcl.core.moments import EigenMoments, Gradient, KroneckerMoments
+from flatcl.core.moments import EigenMoments, Gradient, KroneckerMoments, stacked
 from flatcl.core.options import LDCOptions
 from flatcl.core.stiffness import damp, stiffness_from_probe
 from flatcl.errors import StateError
 
 _CHUNKS_A_BASIS_BATCH = 6
+_ROWS = 128  # projected at a time: a product with fewer rows waits for the basis to be read
 # Deviation of the probe's output directions, C^−_UNIT for C outputs. ½ would make it the Hessian of
 # cross-entropy where all probabilities are equal; heads of few outputs are then held too loosely
 # beside heads of many. ¾ lets one strength serve both: measured, benchmarks/DEFAULTS.md.
@@ -208,7 +209,8 @@ class ProbeMeasurement:
             if unit.matrix
         }
         # The bases need fewer perturbations than the variances: larger batches serve.
-        for gradients in gradients_of(_joined(chunks, _CHUNKS_A_BASIS_BATCH)):
+        joined = _joined(chunks, _CHUNKS_A_BASIS_BATCH)
+        for gradients in stacked(gradients_of(joined), rows=_ROWS):
             for unit, G in zip(self.units, gradients, strict=True):
                 if unit.matrix:
                     sides[unit.name].add(G)
@@ -223,7 +225,7 @@ class ProbeMeasurement:
             unit.name: EigenMoments.zeros(bases[unit.name], unit.gather(end.parameters).detach())
             for unit in self.units
         }
-        for gradients in gradients_of(chunks):
+        for gradients in stacked(gradients_of(chunks), rows=_ROWS):
             for unit, G in zip(self.units, gradients, strict=True):
                 coordinates[unit.name].add(G)
         stiffness = {}

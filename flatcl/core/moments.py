@@ -1,11 +1,14 @@
 """Second moments of a layer's gradients: raw sums and counts, divided only at use.
 
 A Linear layer's gradient over n inputs is an outer product, G = Dᵀ A, of rank n or less. With fewer
-inputs than outputs its moments are cheaper from the factors than from G.
+inputs than outputs its moments are cheaper from the factors than from G. Where each row is an input
+of its own, with an output direction of its own, the terms that join two rows vanish in expectation,
+and leaving them out estimates the same moments with less noise.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -23,10 +26,13 @@ class OuterProduct:
     Attributes:
         D: [n, out], gradients at the layer's outputs.
         A: [n, in], the layer's inputs, a last column of ones for a bias.
+        independent: True if D's rows are uncorrelated and of zero mean, so that E[G ⊗ G] is the sum
+            of the rows' own terms: moments are then summed row by row.
     """
 
     D: Tensor
     A: Tensor
+    independent: bool = False
 
     def dense(self) -> Tensor:
         """Return G.
@@ -38,6 +44,37 @@ class OuterProduct:
 
 
 Gradient: TypeAlias = "Tensor | OuterProduct"
+
+
+def stacked(gradients: Iterable[list[Gradient]], *, rows: int) -> Iterator[list[Gradient]]:
+    """Yield the same gradients, those of independent rows joined to larger ones where all are such.
+
+    Args:
+        gradients: lists of one gradient a unit.
+        rows: to join, at least; the last may have fewer.
+
+    Yields:
+        Lists of one gradient a unit, whose moments sum to the same.
+    """
+    waiting: list[list[OuterProduct]] = []
+    for found in gradients:
+        independent = [g for g in found if isinstance(g, OuterProduct) and g.independent]
+        if len(independent) < len(found):
+            yield found
+            continue
+        waiting.append(independent)
+        if sum(len(first.A) for first, *_ in waiting) >= rows:
+            yield _join(waiting)
+            waiting = []
+    if waiting:
+        yield _join(waiting)
+
+
+def _join(products: list[list[OuterProduct]]) -> list[Gradient]:
+    return [
+        OuterProduct(torch.cat([p.D for p in unit]), torch.cat([p.A for p in unit]), True)
+        for unit in zip(*products, strict=True)
+    ]
 
 
 @dataclass
@@ -81,8 +118,12 @@ class KroneckerMoments:
         """
         if isinstance(gradient, OuterProduct):
             D, A = gradient.D.to(self.S_in.dtype), gradient.A.to(self.S_in.dtype)
-            self.S_out.addmm_(D.T, (A @ A.T) @ D, alpha=weight)
-            self.S_in.addmm_(A.T, (D @ D.T) @ A, alpha=weight)
+            if gradient.independent:
+                self.S_out.addmm_(D.T, D * A.square().sum(1, keepdim=True), alpha=weight)
+                self.S_in.addmm_(A.T, A * D.square().sum(1, keepdim=True), alpha=weight)
+            else:
+                self.S_out.addmm_(D.T, (A @ A.T) @ D, alpha=weight)
+                self.S_in.addmm_(A.T, (D @ D.T) @ A, alpha=weight)
         else:
             G = gradient.to(self.S_in.dtype)
             self.S_out.addmm_(G, G.T, alpha=weight)
@@ -146,7 +187,12 @@ class EigenMoments:
         """
         if isinstance(gradient, OuterProduct) and self.basis is not None:
             D, A = gradient.D.to(self.first.dtype), gradient.A.to(self.first.dtype)
-            z = (D @ self.basis.U_out).T @ (A @ self.basis.U_in)
+            D, A = D @ self.basis.U_out, A @ self.basis.U_in
+            if gradient.independent:
+                self.second.addmm_(D.square_().T, A.square_(), alpha=weight)
+                self.count += 1
+                return
+            z = D.T @ A
         else:
             dense = gradient.dense() if isinstance(gradient, OuterProduct) else gradient
             G = dense.to(self.first.dtype)

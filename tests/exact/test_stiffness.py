@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+from flatcl.core.eigenbasis import KroneckerBasis
 from flatcl.core.engine import Landscape
 from flatcl.core.gradients import probe_gradients
 from flatcl.core.layers import matrix_views, trained_parameters
+from flatcl.core.moments import EigenMoments, KroneckerMoments, OuterProduct
 from flatcl.core.options import LDCOptions
 
 CLASSES, WIDTH, N = 4, 5, 2000
@@ -189,8 +192,6 @@ def test_probe_perturbs_to_the_width_asked_and_restores_every_bit(generator):
 def test_factored_gradients_equal_dense_ones(generator):
     """The same directions, with and without the layers' taps: the same moments."""
     from flatcl.core import gradients as module
-    from flatcl.core.eigenbasis import KroneckerBasis
-    from flatcl.core.moments import EigenMoments, KroneckerMoments, OuterProduct
 
     model = nn.Sequential(
         nn.Linear(6, 40), nn.ReLU(inplace=True), nn.Linear(40, 40, bias=False), nn.Tanh(),
@@ -204,7 +205,7 @@ def test_factored_gradients_equal_dense_ones(generator):
             if not tapped:
                 original = module._gradients
                 patch.setattr(
-                    module, "_gradients", lambda o, r, u, p, taps: original(o, r, u, p, {})
+                    module, "_gradients", lambda o, r, n, u, p, taps: original(o, r, n, u, p, {})
                 )
             return list(
                 probe_gradients(
@@ -214,8 +215,9 @@ def test_factored_gradients_equal_dense_ones(generator):
                 )
             )  # fmt: skip
 
-    factored, dense = gradients(True), gradients(False)
-    assert isinstance(factored[0][0], OuterProduct)
+    rows, dense = gradients(True), gradients(False)
+    assert all(isinstance(g, OuterProduct) and g.independent for batch in rows for g in batch)
+    factored = [[replace(g, independent=False) for g in batch] for batch in rows]
     for i, unit in enumerate(units):
         sides = [KroneckerMoments.zeros(unit.gather(parameters)) for _ in range(2)]
         for which, batches in enumerate((factored, dense)):
@@ -229,6 +231,64 @@ def test_factored_gradients_equal_dense_ones(generator):
             for batch in batches:
                 eigen[which].add(batch[i])
         torch.testing.assert_close(eigen[0].second, eigen[1].second, rtol=1e-3, atol=1e-6)
+        sides = [KroneckerMoments.zeros(unit.gather(parameters)) for _ in range(2)]
+        eigen = [EigenMoments.zeros(basis, unit.gather(parameters).detach()) for _ in range(2)]
+        for batch in rows:
+            sides[0].add(batch[i])
+            eigen[0].add(batch[i])
+            for d, a in zip(batch[i].D, batch[i].A, strict=True):
+                sides[1].add(torch.outer(d, a))
+                eigen[1].add(torch.outer(d, a))
+        torch.testing.assert_close(sides[0].S_in, sides[1].S_in, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(sides[0].S_out, sides[1].S_out, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(eigen[0].second, eigen[1].second, rtol=1e-3, atol=1e-6)
+
+
+def test_rows_that_share_an_output_or_an_input_are_not_taken_as_independent(generator):
+    """Tokens of one input, mixed by the network: the terms that join them are curvature."""
+
+    class Mixer(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embed, self.head = nn.Linear(6, 40), nn.Linear(40, 3)
+
+        def forward(self, x):
+            return self.head(self.embed(x).cumsum(1)).flatten(0, 1)
+
+    model = Mixer()
+    units, parameters = matrix_views(model), trained_parameters(model)
+    x = torch.randn(4, 5, 6, generator=generator)
+    for outputs in (lambda b: model(b[0]), lambda b: model(b[0]).view(4, 5, 3)[:, -1]):
+        (batch,) = probe_gradients(
+            model, units, parameters, [[x]], forward=outputs, widths=[0.0, 0.0], scale=1.0,
+            generator=generator,
+        )  # fmt: skip
+        assert not any(isinstance(g, OuterProduct) and g.independent for g in batch)
+
+
+def test_row_by_row_the_probe_scatters_less_about_the_same_stiffness(generator):
+    model = nn.Linear(6, 40)
+    (unit,), parameters = matrix_views(model), trained_parameters(model)
+    x = torch.randn(4096, 6, generator=generator)
+    chunks = [[part] for part in x.split(16)]
+    batches = list(
+        probe_gradients(
+            model, [unit], parameters, chunks, forward=lambda b: model(b[0]), widths=[0.0],
+            scale=1.0, generator=generator,
+        )
+    )  # fmt: skip
+    basis = KroneckerBasis(torch.eye(40), torch.eye(7))
+    # r has covariance I − 11ᵀ/C, so that k = (1 − 1/C) ⟨a²⟩ in the coordinate basis.
+    expected = (1 - 1 / 40) * torch.cat([x, torch.ones(4096, 1)], 1).square().mean(0)
+    errors = []
+    for independent in (True, False):
+        found = EigenMoments.zeros(basis, unit.gather(parameters).detach())
+        for (g,) in batches:
+            found.add(replace(g, independent=independent))
+        k = found.second / 4096
+        torch.testing.assert_close(k.mean(0), expected, rtol=0.1, atol=0.0)
+        errors.append(float((k - expected).square().mean().sqrt()))
+    assert errors[0] < 0.5 * errors[1]
 
 
 def test_probe_unit_is_fixed_by_the_first_task(generator):

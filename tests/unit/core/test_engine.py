@@ -113,6 +113,26 @@ def test_two_quadratic_tasks_end_at_the_minimiser_of_their_sum(optimizer, monkey
     assert float((expected - alone).norm()) > 0.2
 
 
+@pytest.mark.parametrize(("tasks", "expected"), [(0, 3.0), (1, 3.0), (4, 1.5), (9, 1.0)])
+def test_strength_is_shared_among_tasks_by_the_root_of_their_number(tasks, expected):
+    assert LDCOptions(strength=3.0).strength_over(tasks) == pytest.approx(expected, rel=1e-15)
+    model, landscape = two_tasks(strength=3.0, interval=5)
+    landscape.tasks_ended = tasks
+    landscape.begin_task()
+    constraint = landscape.constraints["0.weight"]
+    before = model[0].weight.detach().clone()
+    with torch.no_grad():
+        model[0].weight += 0.1
+        moved = torch.cat([model[0].weight, model[0].bias[:, None]], dim=1)
+    for _ in range(5):  # the optimiser stands still: only the pull moves the weights
+        landscape.step()
+    factor = 5 * 0.05 * expected * constraint.stiffness
+    z = constraint.basis.project(moved - constraint.anchor)
+    pulled = constraint.anchor + constraint.basis.unproject(z / (1.0 + factor))
+    torch.testing.assert_close(model[0].weight.detach(), pulled[:, :-1], rtol=1e-5, atol=1e-5)
+    assert float((model[0].weight.detach() - before).abs().max()) < 0.1
+
+
 @pytest.mark.parametrize("optimizer", list(OPTIMIZERS))
 def test_strength_zero_equals_naive_bit_for_bit(optimizer):
     model, landscape = two_tasks(optimizer, strength=0.0)
