@@ -3,7 +3,9 @@
 ``python -m benchmarks.run`` makes the runs that are missing, comparison by comparison, under
 ``benchmarks/results/NAME`` and renders ``benchmarks/RESULTS.md`` and the README's table from the
 ``summary.json`` files there. ``python -m benchmarks.run NAME ...`` makes only those named,
-``--render`` runs nothing.
+``--render`` runs nothing. A run counts as made only by the very code that is installed;
+``--keep naive,ewc,joint`` takes those methods' runs by earlier code too, for a change that cannot
+have touched them.
 """
 
 from __future__ import annotations
@@ -180,13 +182,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(known))
     parser.add_argument("--render", action="store_true", help="only render, run nothing")
+    parser.add_argument(
+        "--keep", default="", metavar="METHODS", help="take runs of these that earlier code made"
+    )
     chosen = parser.parse_args()
+    keep = chosen.keep.split(",")
     unknown = [name for name in chosen.names if name not in known]
     if unknown:
         parser.error(f"there is no comparison {unknown[0]!r}; choose from {', '.join(known)}")
     for name in [] if chosen.render else chosen.names or known:
         print(f"{name}: {known[name].headline()}", file=sys.stderr, flush=True)
-        print(compare(known[name], out=RESULTS / name).table(), file=sys.stderr, flush=True)
+        outcome = compare(known[name], out=RESULTS / name, keep=keep)
+        print(outcome.table(), file=sys.stderr, flush=True)
     render()
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -82,6 +82,7 @@ def compare(
     benchmark: BenchmarkSource | None = None,
     optimizer: OptimizerSource | None = None,
     out: str | Path | None = None,
+    keep: Collection[str] = (),
     progress: Callable[[Progress], None] | None = None,
 ) -> Comparison:
     """Return the comparison of methods on one stream, every method from the same start.
@@ -102,6 +103,7 @@ def compare(
             ``train_stream`` is trained on; tuning needs a ``val_stream`` or ``valid_stream``.
         optimizer: makes the optimiser from the model's parameters; by the options if None.
         out: folder to write to; None writes nothing.
+        keep: methods whose runs in ``out`` count although other code of flatcl made them.
         progress: called at the start and after each run.
 
     Returns:
@@ -120,7 +122,7 @@ def compare(
 
     def known(cell: Cell) -> Record | None:
         if cell not in records and folder is not None and not own.given():
-            found = load(folder, options, cell)
+            found = load(folder, options, cell, any_code=cell.method in keep)
             if found is not None:
                 records[cell] = found
         return records.get(cell)

@@ -130,20 +130,33 @@ def save(folder: Path, options: CompareOptions, record: Record) -> Path:
     return write_json(path_of(folder, options, record.cell), content)
 
 
-def load(folder: Path, options: CompareOptions, cell: Cell) -> Record | None:
+def load(
+    folder: Path, options: CompareOptions, cell: Cell, *, any_code: bool = False
+) -> Record | None:
     """Return the record of a run that was made before, if it can be used.
 
     Args:
         folder: the comparison's output folder.
         options: of the comparison.
         cell: the run.
+        any_code: take a record that other code of flatcl made too, where there is no other.
 
     Returns:
         The record; None if there is none, it cannot be read, or the run had failed.
     """
+    wanted = identity(options, cell)
+    path = path_of(folder, options, cell)
+    if any_code and not path.exists():
+        del wanted["code"]
+        found = (p for p in sorted(path.parent.glob("*.json")) if _read(p, wanted, cell))
+        path = next(found, path)
+    return _read(path, wanted, cell)
+
+
+def _read(path: Path, wanted: Mapping[str, object], cell: Cell) -> Record | None:
     try:
-        content = json.loads(path_of(folder, options, cell).read_text(encoding="utf-8"))
-        if any(content[name] != value for name, value in identity(options, cell).items()):
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if any(content[name] != value for name, value in wanted.items()):
             return None
         record = Record(
             cell,

@@ -14,7 +14,7 @@ from flatcl.core.eigenbasis import KroneckerBasis
 from flatcl.core.engine import Landscape
 from flatcl.core.gradients import probe_gradients
 from flatcl.core.layers import matrix_views, trained_parameters
-from flatcl.core.moments import EigenMoments, KroneckerMoments, OuterProduct
+from flatcl.core.moments import EigenMoments, KroneckerMoments, OuterProduct, stacked
 from flatcl.core.options import LDCOptions
 
 CLASSES, WIDTH, N = 4, 5, 2000
@@ -233,9 +233,10 @@ def test_factored_gradients_equal_dense_ones(generator):
         torch.testing.assert_close(eigen[0].second, eigen[1].second, rtol=1e-3, atol=1e-6)
         sides = [KroneckerMoments.zeros(unit.gather(parameters)) for _ in range(2)]
         eigen = [EigenMoments.zeros(basis, unit.gather(parameters).detach()) for _ in range(2)]
-        for batch in rows:
+        for batch in stacked(rows, rows=20):
             sides[0].add(batch[i])
             eigen[0].add(batch[i])
+        for batch in rows:
             for d, a in zip(batch[i].D, batch[i].A, strict=True):
                 sides[1].add(torch.outer(d, a))
                 eigen[1].add(torch.outer(d, a))

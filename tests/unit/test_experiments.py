@@ -154,6 +154,24 @@ def test_other_code_makes_the_run_again(tmp_path: Path, monkeypatch: pytest.Monk
     assert len(_trained(options, tmp_path)[1]) == 1
 
 
+def test_kept_methods_runs_by_other_code_count_and_no_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, _ = _trained(replace(TINY, seeds=1), tmp_path)
+    monkeypatch.setattr(records, "_code", lambda patterns: "other")
+    ran: list[Cell] = []
+
+    def note(progress: Progress) -> None:
+        if progress.record is not None:
+            ran.append(progress.record.cell)
+
+    after = compare(replace(TINY, seeds=1), out=tmp_path, keep=("naive",), progress=note)
+    assert [cell.method for cell in ran] == ["ldc"]
+    assert after.rows == before.rows
+    longer = compare(replace(TINY, seeds=1, epochs=2), out=tmp_path, keep=("naive",))
+    assert longer.rows != before.rows  # other options are another run, whatever is kept
+
+
 def test_a_rival_is_tuned_on_validation_images_of_a_repeat_of_its_own(tmp_path: Path) -> None:
     options = replace(TINY, methods=("ewc",), seeds=1)
     comparison, ran = _trained(options, tmp_path)
