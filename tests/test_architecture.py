@@ -15,6 +15,7 @@ PACKAGE = ROOT / "flatcl"
 # Each layer may import itself and those above it in this table.
 LAYERS = (
     ("__init__", "errors", "io", "seeds"),
+    ("exact",),
     ("core",),
     ("host",),
     ("offset",),
