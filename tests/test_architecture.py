@@ -17,6 +17,7 @@ LAYERS = (
     ("__init__", "errors", "io", "seeds"),
     ("exact",),
     ("core",),
+    ("fluctuations",),
     ("host",),
     ("offset",),
     ("avalanche",),
@@ -80,6 +81,9 @@ def test_imports_go_one_way(path: Path) -> None:
             assert parts[1] == own or own in {"io", "__init__"}, f"{own} imports {name} beside it"
         if own == "core":
             assert parts[1] in {"core", "errors"}, f"core imports {name}"
+        if own == "fluctuations" and parts[1] == "core" and len(parts) > 2:
+            allowed = {"layers", "gradients", "moments", "eigenbasis"}
+            assert parts[2] in allowed, f"fluctuations imports {name}"
 
 
 @pytest.mark.parametrize("path", sorted((PACKAGE / "core").glob("*.py")), ids=lambda p: p.name)
