@@ -1,5 +1,15 @@
-"""Analysis of weight fluctuations: principal directions of a trajectory and their spectrum."""
+"""Analysis of weight fluctuations: principal directions of a trajectory, spectrum, and memory."""
 
+from flatcl.fluctuations.correlation import (
+    autocorrelation,
+    effective_samples,
+    efold_time,
+    fluctuation_dissipation,
+    integrated_time,
+    mean_squared_displacement,
+    stationarity,
+    variance_ratio_time,
+)
 from flatcl.fluctuations.pca import (
     PrincipalDirections,
     StreamingDirections,
@@ -17,9 +27,17 @@ __all__ = [
     "PowerLaw",
     "PrincipalDirections",
     "StreamingDirections",
+    "autocorrelation",
     "cosine_overlap",
+    "effective_samples",
+    "efold_time",
+    "fluctuation_dissipation",
+    "integrated_time",
+    "mean_squared_displacement",
     "participation_ratio",
     "power_law",
     "principal_directions",
+    "stationarity",
+    "variance_ratio_time",
     "variance_share",
 ]
