@@ -37,9 +37,9 @@ STRENGTHS = (3.5, 1.565, 7.826)
 _BASE: dict[str, Any] = {"interval": 20, "damping": 0.6, "width": 1.0, "source": "probe"}
 _CHANGES: tuple[dict[str, Any], ...] = (
     *({"strength": strength} for strength in STRENGTHS),
-    {"strength": 3.5, "interval": 10},
-    {"strength": 3.5, "damping": 1.0},
     {"strength": 3.5, "damping": 0.3},
+    {"strength": 3.5, "damping": 1.0},
+    {"strength": 3.5, "interval": 10},
     {"strength": 3.5, "width": 0.0},
     {"strength": 10.0, "source": "sgd", "damping": 0.0},
 )
@@ -62,15 +62,12 @@ def grid() -> Iterator[tuple[CompareOptions, float]]:
         for stream in ("split-mnist-class", "split-fashion-class"):
             for optimizer in ("sgd", "adam"):
                 yield stream_options(stream, optimizer, offset=offset, **CANDIDATES[0]), SHARING
-    for candidate in CANDIDATES:
+    tried = [(candidate, SHARING) for candidate in CANDIDATES]
+    tried[4:4] = [({**_BASE, "strength": strength}, e) for e, strength in SHARINGS]
+    for candidate, exponent in tried:
         for stream in (*SHORT, *LONG):
             for optimizer in ("sgd", "adam"):
-                yield stream_options(stream, optimizer, **candidate), SHARING
-    for exponent, strength in SHARINGS:
-        for stream in (*SHORT, *LONG):
-            for optimizer in ("sgd", "adam"):
-                changed = {**_BASE, "strength": strength}
-                yield stream_options(stream, optimizer, **changed), exponent
+                yield stream_options(stream, optimizer, **candidate), exponent
 
 
 def _folder(exponent: float) -> Path:
