@@ -44,7 +44,8 @@ _CHANGES: tuple[dict[str, Any], ...] = (
     {"strength": 10.0, "source": "sgd", "damping": 0.0},
 )
 CANDIDATES = tuple({**_BASE, **change} for change in _CHANGES)
-OFFSETS = (1.0, 2.0, 3.0)
+OFFSET = CompareOptions().offset
+OFFSETS = (0.0, 2.0, 3.0)
 # Exponents of sharing, each at a strength that weighs the tasks of a short stream about alike.
 SHARINGS = ((0.0, 2.25), (1.0, 5.0))
 # Unit, and the places in STRENGTHS that it is at on ten-output and on two-output heads.
@@ -117,7 +118,7 @@ def render() -> str:
 
 
 def _at(strength: float) -> str:
-    return _row({**_BASE, "strength": strength, "offset": 0.0}, SHARING)
+    return _row({**_BASE, "strength": strength, "offset": OFFSET}, SHARING)
 
 
 def _row(config: dict[str, Any], exponent: float) -> str:
@@ -125,7 +126,7 @@ def _row(config: dict[str, Any], exponent: float) -> str:
         f"{k} {config[k]:g}" if not isinstance(config[k], str) else config[k]
         for k in ("source", "strength", "interval", "damping", "width")
     )
-    offset = f", offset {config['offset']:g}" if config["offset"] else ""
+    offset = f", offset {config['offset']:g}" if config["offset"] != OFFSET else ""
     return shown + offset + (f", sharing {exponent:g}" if exponent != SHARING else "")
 
 
