@@ -63,9 +63,8 @@ def grid() -> Iterator[tuple[CompareOptions, float]]:
         for stream in ("split-mnist-class", "split-fashion-class"):
             for optimizer in ("sgd", "adam"):
                 yield stream_options(stream, optimizer, offset=offset, **CANDIDATES[0]), SHARING
-    tried = [(candidate, SHARING) for candidate in CANDIDATES]
-    tried[4:4] = [({**_BASE, "strength": strength}, e) for e, strength in SHARINGS]
-    for candidate, exponent in tried:
+    shared = [({**_BASE, "strength": strength}, exponent) for exponent, strength in SHARINGS]
+    for candidate, exponent in [*((c, SHARING) for c in CANDIDATES), *shared]:
         for stream in (*SHORT, *LONG):
             for optimizer in ("sgd", "adam"):
                 yield stream_options(stream, optimizer, **candidate), exponent

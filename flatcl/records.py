@@ -148,8 +148,8 @@ def load(
     path = path_of(folder, options, cell)
     if any_code and not path.exists():
         del wanted["code"]
-        found = (p for p in sorted(path.parent.glob("*.json")) if _read(p, wanted, cell))
-        path = next(found, path)
+        found = (_read(other, wanted, cell) for other in sorted(path.parent.glob("*.json")))
+        return next((record for record in found if record is not None), None)
     return _read(path, wanted, cell)
 
 

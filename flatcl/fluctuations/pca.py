@@ -191,7 +191,7 @@ class StreamingDirections:
             parts.append(((n * m / (n + m)) ** 0.5 * shift).to(block)[None])
         rows = torch.cat(parts)
         gram = _gram(rows)
-        self.total += float(gram.trace()) - float(self._rows.double().square().sum())
+        self.total += float(gram.diagonal()[len(self._rows) :].sum())  # the sketch has counted
         self._mean.add_(shift, alpha=m / (n + m))
         self.count = n + m
         values, vectors = torch.linalg.eigh(gram)
