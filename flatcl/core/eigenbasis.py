@@ -13,8 +13,9 @@ from flatcl.errors import NonFiniteError
 def eigenvectors(matrix: Tensor) -> Tensor:
     """Return the eigenvectors of a symmetric matrix as columns, by falling eigenvalue.
 
-    Computed in float64 of the symmetrised matrix; each column's largest entry is positive, so
-    that equal inputs give equal bases.
+    Computed in the matrix's own precision, float32 at least: moments summed in float32 are no
+    better known, and their eigendecomposition is half of a task's end and twice as long in
+    float64. Each column's largest entry is positive, so that equal inputs give equal bases.
 
     Args:
         matrix: [d, d], positive semi-definite up to rounding.
@@ -25,13 +26,14 @@ def eigenvectors(matrix: Tensor) -> Tensor:
     Raises:
         NonFiniteError: an entry is not finite.
     """
-    symmetric = 0.5 * (matrix + matrix.T).double()
+    symmetric = 0.5 * (matrix + matrix.T)
+    symmetric = symmetric.to(torch.promote_types(matrix.dtype, torch.float32))
     if not bool(torch.isfinite(symmetric).all()):
         raise NonFiniteError(
             "a second moment of the gradients is not finite: lower the learning rate or check "
             "the inputs"
         )
-    vectors: Tensor = torch.linalg.eigh(symmetric).eigenvectors.to(matrix.dtype).flip(1)
+    vectors: Tensor = torch.linalg.eigh(symmetric).eigenvectors.flip(1).to(matrix.dtype)
     peaks = vectors.gather(0, vectors.abs().argmax(0, keepdim=True))
     return vectors.mul_(torch.where(peaks < 0, -1.0, 1.0).to(vectors)).contiguous()
 

@@ -187,8 +187,9 @@ def _gradients(
     """Return each unit's gradient of Σ r · outputs, by factors for a Linear layer called once.
 
     Rows of the factors are independent where each input has one row in the layer and one in the
-    outputs, as r is drawn anew for every row of the outputs. Otherwise factors are used where they
-    are cheaper, fewer rows than outputs.
+    outputs, as r is drawn anew for every row of the outputs; a network that mixes the rows of a
+    batch in evaluation mode is not foreseen. Otherwise factors are used where they are cheaper,
+    fewer rows than outputs.
     """
     samples = inputs if r[..., 0].numel() == inputs else None
     once = {}

@@ -27,7 +27,8 @@ class OuterProduct:
         D: [n, out], gradients at the layer's outputs.
         A: [n, in], the layer's inputs, a last column of ones for a bias.
         independent: True if D's rows are uncorrelated and of zero mean, so that E[G ⊗ G] is the sum
-            of the rows' own terms: moments are then summed row by row.
+            of the rows' own terms: second moments are then summed row by row. Rows that the network
+            mixes (nodes of a graph, a batch normalised by its own statistics) are not.
     """
 
     D: Tensor
@@ -152,7 +153,7 @@ class EigenMoments:
 
     Attributes:
         basis: the frozen basis, or None.
-        first: Σ w z, in the coordinates' shape.
+        first: Σ w z, in the coordinates' shape; independent rows, of zero mean, add nothing to it.
         second: Σ w z².
         weight: Σ w.
         count: number of gradients.
