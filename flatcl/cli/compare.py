@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 import sys
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flatcl.errors import NonFiniteError, OptionError
-from flatcl.protocol import CompareOptions, option_fields
+from flatcl.cli.arguments import add_options, read_config
+from flatcl.errors import NonFiniteError
+from flatcl.protocol import CompareOptions
 
 if TYPE_CHECKING:
     from flatcl.experiments import Comparison, Progress
@@ -32,24 +33,7 @@ def add_parser(commands: Any) -> None:
         "the same options and --out, it goes on with the runs that are missing.",
         argument_default=argparse.SUPPRESS,  # what is not given is the file's or the default
     )
-    parser.add_argument("--out", metavar="DIR", help=f"folder to write to [{_OUT}]")
-    parser.add_argument("--config", metavar="FILE.toml", help="options by name; flags go before it")
-    parser.add_argument("--json", action="store_true", help="print summary.json, not the table")
-    parser.add_argument("--quiet", action="store_true", help="show no progress")
-    for item in option_fields():
-        flag, meta = item.name.replace("_", "-"), item.metadata
-        if isinstance(item.default, bool):
-            parser.add_argument(
-                f"--no-{flag}", dest=item.name, action="store_false", help=meta["help"]
-            )
-            continue
-        parser.add_argument(
-            f"--{flag}",
-            type=_reader(meta["parse"]),
-            choices=meta["choices"] or None,
-            metavar=meta["metavar"] or (None if meta["choices"] else _kind(meta["parse"])),
-            help=meta["help"].replace("%", "%%") + _default(item.name, item.default),
-        )
+    add_options(parser, CompareOptions, out=_OUT)
     parser.set_defaults(run=run)
 
 
@@ -67,7 +51,7 @@ def run(chosen: argparse.Namespace) -> int:
     """
     given = {name: value for name, value in vars(chosen).items() if name not in {"run", "command"}}
     own = {name: given.pop(name, default) for name, default in _OWN.items()}
-    settings: dict[str, Any] = {} if own["config"] is None else read_config(own["config"])
+    settings = {} if own["config"] is None else read_config(own["config"], CompareOptions)
     options = CompareOptions(**(settings | given))
 
     from flatcl.experiments import compare
@@ -92,74 +76,6 @@ def run(chosen: argparse.Namespace) -> int:
 
 
 _OWN: dict[str, Any] = {"out": _OUT, "config": None, "json": False, "quiet": False}
-
-
-def read_config(path: str) -> dict[str, Any]:
-    """Return the options that a TOML file sets.
-
-    Args:
-        path: of the file; its keys are the fields of ``CompareOptions``, with ``-`` or ``_``.
-
-    Returns:
-        Values by field name; lists become tuples, ``"all"`` becomes None.
-
-    Raises:
-        OptionError: the file cannot be read or parsed, or has an unknown key or a table.
-    """
-    if sys.version_info >= (3, 11):
-        import tomllib
-    else:
-        import tomli as tomllib
-    try:
-        content = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise OptionError(
-            f"config {path!r} cannot be read ({error.strerror}): name a file"
-        ) from error
-    except ValueError as error:
-        raise OptionError(
-            f"config {path!r} is no TOML ({error}): write KEY = VALUE lines"
-        ) from error
-    known = {item.name: item.metadata["parse"] for item in option_fields()}
-    settings: dict[str, Any] = {}
-    for key, value in content.items():
-        name = key.replace("-", "_")
-        if name not in known:
-            names = ", ".join(sorted(option.replace("_", "-") for option in known))
-            raise OptionError(f"config {path!r} has the unknown key {key!r}; there are {names}")
-        if isinstance(value, str):
-            value = _parsed(key, value, known[name])
-        settings[name] = tuple(value) if isinstance(value, list) else value
-    return settings
-
-
-def _parsed(key: str, text: str, parse: Callable[[str], object]) -> object:
-    try:
-        return parse(text)
-    except ValueError as error:
-        raise OptionError(f"{key} is {text!r}: give {_kind(parse)}") from error
-
-
-def _reader(parse: Callable[[str], object]) -> Callable[[str], object]:
-    def read(text: str) -> object:
-        try:
-            return parse(text)
-        except ValueError as error:
-            raise argparse.ArgumentTypeError(f"{text!r}: give {_kind(parse)}") from error
-
-    return read
-
-
-def _kind(parse: Callable[[str], object]) -> str:
-    return {int: "N", float: "X", str: "NAME"}.get(parse, "N,N")  # type: ignore[call-overload, no-any-return]
-
-
-def _default(name: str, value: object) -> str:
-    if isinstance(value, tuple):
-        value = ",".join(map(str, value))
-    if name == "train_size":
-        value = "all"
-    return "" if value is None else f" [{value}]"
 
 
 def _print_table(comparison: Comparison, out: str) -> None:

@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from flatcl.cli.compare import read_config
+from flatcl.cli.arguments import read_config
 from flatcl.cli.main import main
 from flatcl.errors import OptionError
+from flatcl.protocol import CompareOptions
 
 TINY = [
     "--methods=naive,ldc",
@@ -118,13 +119,13 @@ def test_a_config_that_cannot_be_used_is_refused(
     path = tmp_path / "run.toml"
     path.write_text(content)
     with pytest.raises(OptionError, match=message):
-        read_config(str(path))
+        read_config(str(path), CompareOptions)
 
 
 def test_all_and_lists_in_a_config(tmp_path: Path) -> None:
     path = tmp_path / "run.toml"
     path.write_text('train-size = "all"\nhidden = [3, 4]\n')
-    assert read_config(str(path)) == {"train_size": None, "hidden": (3, 4)}
+    assert read_config(str(path), CompareOptions) == {"train_size": None, "hidden": (3, 4)}
 
 
 def _npz(path: Path, **changes: object) -> Path:

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from flatcl.errors import OptionError
-from flatcl.protocol import METHODS, SCENARIOS, CompareOptions, option_fields
+from flatcl.options import option_fields
+from flatcl.protocol import METHODS, SCENARIOS, CompareOptions
 from flatcl.records import TUNING_SEED
 
 
@@ -53,7 +54,7 @@ def test_reported_seeds_start_at_the_first_and_never_meet_the_tuning_seed() -> N
 
 
 def test_every_option_explains_itself() -> None:
-    assert all(item.metadata["help"] for item in option_fields())
+    assert all(item.metadata["help"] for item in option_fields(CompareOptions))
 
 
 def test_names_are_those_of_the_modules_that_serve_them() -> None:

@@ -6,10 +6,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from flatcl import exact
 from flatcl.errors import DataError, NonFiniteError, OptionError
-from flatcl.fluctuations import StreamingDirections, cosine_overlap, principal_directions
+from flatcl.fluctuations import StreamingDirections, cosine_overlap, pca, principal_directions
 
 
 def trajectory(T, P, rank, *, noise=0.0, seed=0, dtype=torch.float64):
@@ -20,6 +21,20 @@ def trajectory(T, P, rank, *, noise=0.0, seed=0, dtype=torch.float64):
     axes = torch.linalg.qr(torch.randn(P, rank, generator=g, dtype=torch.float64))[0].T
     white = noise * torch.randn(T, P, generator=g, dtype=torch.float64)
     return (scores @ axes + 10.0 + white).to(dtype)
+
+
+class Largest(TorchDispatchMode):
+    """Notes the size of the largest tensor that any operation gives back in memory of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.bytes = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if isinstance(out, torch.Tensor) and not out._is_view():
+            self.bytes = max(self.bytes, out.nbytes)
+        return out
 
 
 def streamed(X, k, **sizes):
@@ -36,7 +51,7 @@ def assert_same(a, b, *, tolerance):
     assert a.snapshots == b.snapshots
 
 
-@pytest.mark.parametrize(("T", "P"), [(40, 300), (300, 40), (30, 20_000)])
+@pytest.mark.parametrize(("T", "P"), [(40, 300), (300, 40), (30, 20_000), (60, 60), (61, 60)])
 def test_exact_is_the_svd(T, P):
     X = trajectory(T, P, 20, noise=0.1)
     found = principal_directions(X, 6)
@@ -48,6 +63,35 @@ def test_exact_is_the_svd(T, P):
     torch.testing.assert_close(theta.square().mean(0), found.variances, rtol=1e-9, atol=0.0)
     peaks = found.directions.gather(1, found.directions.abs().argmax(1, keepdim=True))
     assert bool((peaks > 0).all())
+
+
+@pytest.mark.parametrize(("T", "P"), [(12_000, 300), (300, 12_000)])
+def test_exact_reads_in_blocks_and_writes_nothing(T, P):
+    X = trajectory(T, P, 20, noise=0.1, dtype=torch.float32)
+    before = X.clone()
+    with Largest() as largest:
+        found = principal_directions(X, 6)
+    # No copy of the snapshots, least of all in float64.
+    assert largest.bytes <= 8 * max(pca._HELD, min(T, P) ** 2) < X.nbytes
+    assert torch.equal(X, before)
+    centred = X.double() - X.double().mean(0)
+    S = torch.linalg.svdvals(centred if T < P else centred.T @ centred).double()
+    expected = (S.square() if T < P else S)[:6] / T
+    torch.testing.assert_close(found.variances, expected, rtol=1e-10, atol=0.0)
+    assert found.directions.dtype == torch.float32
+
+
+@pytest.mark.parametrize(("T", "P"), [(50, 20), (20, 50)])
+def test_the_size_of_the_blocks_changes_nothing(T, P, monkeypatch):
+    X = trajectory(T, P, 6, noise=0.1)
+    whole, stream = principal_directions(X, 4), streamed(X, 4, block=9)
+    monkeypatch.setattr(pca, "_HELD", 70)
+    monkeypatch.setattr(pca, "_TILE", 3)
+    assert_same(principal_directions(X, 4), whole, tolerance=1e-12)
+    assert_same(streamed(X, 4, block=9), stream, tolerance=1e-12)
+    torch.testing.assert_close(
+        whole.scores(X), (X - X.mean(0)) @ whole.directions.T, rtol=1e-9, atol=1e-12
+    )
 
 
 @pytest.mark.parametrize("block", [1, 7, 64, 1000])
@@ -119,9 +163,17 @@ def test_what_cannot_be_decomposed_is_refused():
         StreamingDirections(4, sketch=3)
     with pytest.raises(DataError, match=r"shape \(6,\)"):
         principal_directions(X[0], 1)
+    for still in (torch.full((4, 3), 0.1).double(), torch.full((3, 4), 0.1).double()):
+        with pytest.raises(DataError, match="all the same"):
+            principal_directions(still, 1)
+        with pytest.raises(DataError, match="all the same"):
+            streamed(still, 1)
     X[3, 2] = float("nan")
-    with pytest.raises(NonFiniteError, match="not finite"):
-        principal_directions(X, 2)
+    for broken in (X, X.T, X / 0.0):
+        with pytest.raises(NonFiniteError, match="not finite"):
+            principal_directions(broken, 2)
+        with pytest.raises(NonFiniteError, match="not finite"):
+            streamed(broken, 2)
     stream = StreamingDirections(2)
     stream.add(X[:2])
     with pytest.raises(DataError, match="5 weights, those before had 6"):

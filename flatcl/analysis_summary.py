@@ -1,0 +1,146 @@
+"""What ``analysis.json`` says: the numbers beside the panel, the configuration, the versions."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict
+from typing import Any
+
+from flatcl.analysis_options import AnalyzeOptions
+from flatcl.fluctuations.along import Part
+from flatcl.fluctuations.powerfit import power_fit
+from flatcl.fluctuations.relation import VarianceFlatness
+from flatcl.fluctuations.spectrum import participation_ratio, power_law, variance_share
+from flatcl.fluctuations.study import Study
+from flatcl.records import commit, versions
+from flatcl.trajectory import Trained
+
+_PAPER_FIRST, _PAPER_LAST = 20, 1000  # ranks of the power law, Feng & Tu's from 20 on
+_SHARE = 35
+_MOST = 3000  # numbers of one array that are listed: spectra, but no trajectories
+_WALK = 0.7  # overlap with a random walk's cosine that flags a direction
+
+Facts = dict[str, "float | int | str | bool | None"]
+
+
+def facts_of(
+    study: Study, run: Part, trained: Trained, *, epoch_steps: int, options: AnalyzeOptions
+) -> Facts:
+    """Return the numbers beside the panel: of the spectrum, the noise, and the run.
+
+    Args:
+        study: with its parts made.
+        run: losses around the window, and its fluctuation–dissipation ratio.
+        trained: the network.
+        epoch_steps: M.
+        options: of the analysis.
+
+    Returns:
+        Name → number; lengths in w, times in steps, losses in nats.
+    """
+    pca = study.principal()
+    variances, total = pca["spectrum"], float(pca["total"])
+    last = min(_PAPER_LAST, len(variances))
+    law = power_law(variances, first=_PAPER_FIRST, last=last)
+    noise = power_fit(pca["curvature"], study.noise(), seed=options.seed)
+    facts: Facts = {
+        "psi_first_rank": options.spacing + 1,
+        "psi_last_rank": options.spacing * len(pca["width"]) + 1,
+        "gamma": law.gamma,
+        "gamma_first_rank": law.first,
+        "gamma_last_rank": law.last,
+        "variance_fraction_pc1": float(variances[0]) / total,
+        "variance_fraction_pc2_35": variance_share(variances, first=2, last=_SHARE, total=total),
+        "participation_ratio": participation_ratio(variances),
+        "cos_p1_mean_weights": float(pca["cos_mean"][0]),
+        "cos_p1_drift": float(pca["cos_drift"][0]),
+        "walk_like_of_20": int((pca["cosine"] > _WALK).sum()),
+        "noise_curvature_exponent_pca": None if noise is None else noise.exponent,
+        "stationarity": float(pca["stationarity"].median()),
+        "fluctuation_dissipation": float(run["fluctuation_dissipation"]),
+        "n_snapshots": len(study.snapshots),
+        "epoch_steps": epoch_steps,
+        "h_crossover": 3.0 / (options.lr * epoch_steps),
+        "epochs": trained.epochs,
+        "stop_rule_met": trained.reached,
+        "train_loss": trained.loss,
+        "train_accuracy": trained.accuracy,
+        "loss_at_mean_weights": float(run["loss_at_mean"][0]),
+        "loss_at_last_block": float(run["loss_at_last_block"][0]),
+        "flatness_loss": float(pca["loss"][0]),
+        "flatness_loss_error": float(pca["loss"][1]),
+        "flatness_samples": len(study.surface),
+        "flatness_censored": int(pca["width"].isnan().sum()),
+        "flatness_monotone": bool(pca["monotone"].all()),
+    }
+    if options.panel:
+        part = study.hessian()
+        fit = power_fit(part["curvature"], part["noise"], seed=options.seed)
+        facts["noise_curvature_exponent"] = None if fit is None else fit.exponent
+        facts["noise_curvature_low"] = None if fit is None else fit.low
+        facts["noise_curvature_high"] = None if fit is None else fit.high
+        facts["hessian_top"] = float(part["eigenvalues"][0])
+        facts["hessian_negative"] = float(part["eigenvalues"].clamp_max(0).abs().max())
+    return facts
+
+
+def summary_of(relation: VarianceFlatness, options: AnalyzeOptions) -> dict[str, Any]:
+    """Return the content of ``analysis.json``.
+
+    Args:
+        relation: the panel, with its facts.
+        options: of the analysis.
+
+    Returns:
+        JSON-ready; what is not a number is None.
+    """
+    content = relation.to_dict()
+
+    def psi(name: str) -> float | None:
+        row = relation.rows.get(name)
+        return None if row is None else row.psi
+
+    main = relation.rows["pca"]
+    facts = relation.facts
+    first = "noise_curvature_exponent"
+    return {
+        "psi": main.psi,
+        "psi_ci95": None if main.psi_ci95 is None else list(main.psi_ci95),
+        "psi_fit_range": [facts["psi_first_rank"], facts["psi_last_rank"]],
+        "psi_hessian": psi("hessian"),
+        "psi_random_walk": psi("walk"),
+        "psi_langevin": psi("langevin"),
+        **{name: value for name, value in facts.items() if not _bad(value)},
+        first: facts.get(first, facts["noise_curvature_exponent_pca"]),
+        "verdict": relation.verdict(),
+        "relation": content,
+        "config": json.loads(json.dumps(asdict(options))),
+        "versions": dict(versions()),
+        "commit": commit(),
+    }
+
+
+def _bad(value: object) -> bool:
+    return isinstance(value, float) and not math.isfinite(value)
+
+
+def points_of(arrays: dict[str, Part]) -> dict[str, dict[str, Any]]:
+    """Return every part's numbers along its directions, without the directions themselves.
+
+    Args:
+        arrays: the analysis's parts.
+
+    Returns:
+        JSON-ready: part → name → list; what is not a number is None.
+    """
+    return {
+        part: {name: _listed(t.tolist()) for name, t in content.items() if t.numel() <= _MOST}
+        for part, content in arrays.items()
+    }
+
+
+def _listed(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_listed(item) for item in value]
+    return None if _bad(value) else value

@@ -1,0 +1,100 @@
+"""The images and the network that ``flatcl analyze`` looks at."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+from flatcl.analysis_options import AnalyzeOptions
+from flatcl.data import load_images, stratified_split
+from flatcl.errors import DataError
+from flatcl.fluctuations.surface import LossSurface
+from flatcl.seeds import derive_seed
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is trained on.
+
+    Attributes:
+        x: [N, D], standardised by two numbers.
+        y: [N], classes.
+        classes: their number.
+    """
+
+    x: Tensor
+    y: Tensor
+    classes: int
+
+
+def load_task(options: AnalyzeOptions) -> Task:
+    """Return the training images as vectors, standardised by one mean and one deviation.
+
+    Args:
+        options: of the analysis.
+
+    Returns:
+        The images and labels.
+
+    Raises:
+        DataError: there are fewer images than a batch has.
+    """
+    images = load_images(options.data)
+    x, y = images.x_train.flatten(1).float(), images.y_train
+    if options.train_size is not None and options.train_size < len(x):
+        chosen, _ = stratified_split(y, options.train_size, seed=options.seed)
+        x, y = x[chosen], y[chosen]
+    if len(x) < 2 * options.batch_size:
+        raise DataError(f"{len(x)} images make no two batches of {options.batch_size}: lower it")
+    return Task((x - x.mean()) / x.std(), y, images.n_classes)
+
+
+def make_network(task: Task, options: AnalyzeOptions) -> nn.Sequential:
+    """Return the network at its initial weights, drawn from a seed of its own.
+
+    Args:
+        task: for the numbers of inputs and outputs.
+        options: of the analysis.
+
+    Returns:
+        Linear layers without biases and ReLUs.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(options.seed, "weights"))
+        widths = (task.x.shape[1], *options.hidden, task.classes)
+        layers: list[nn.Module] = []
+        for fan_in, fan_out in pairwise(widths):
+            layers += [nn.Linear(fan_in, fan_out, bias=False), nn.ReLU()]
+    return nn.Sequential(*layers[:-1])
+
+
+def watched(options: AnalyzeOptions) -> str:
+    """Return the name of the weights between the last two hidden layers.
+
+    Args:
+        options: of the analysis.
+
+    Returns:
+        A parameter's name.
+    """
+    return f"{2 * (len(options.hidden) - 1)}.weight"
+
+
+def surface_at(weights: list[Tensor], task: Task, options: AnalyzeOptions) -> LossSurface:
+    """Return the loss over all images, of the watched weights, around given ones.
+
+    Args:
+        weights: of the whole network.
+        task: the images.
+        options: of the analysis.
+
+    Returns:
+        The surface, in float64.
+    """
+    network = make_network(task, options).double()
+    with torch.no_grad():
+        torch._foreach_copy_(list(network.parameters()), weights)
+    return LossSurface(network, task.x, task.y, parameters=watched(options))

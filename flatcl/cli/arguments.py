@@ -1,0 +1,109 @@
+"""What the subcommands share: options made of dataclass fields, and the file that sets them."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from flatcl.errors import OptionError
+from flatcl.options import Options, option_fields
+
+
+def add_options(parser: argparse.ArgumentParser, options: type[Options], *, out: str) -> None:
+    """Add ``--out``, ``--config``, ``--json``, ``--quiet`` and one option for each field.
+
+    Args:
+        parser: of the subcommand.
+        options: its options.
+        out: default of ``--out``, for the help.
+    """
+    parser.add_argument("--out", metavar="DIR", help=f"folder to write to [{out}]")
+    parser.add_argument("--config", metavar="FILE.toml", help="options by name; flags go before it")
+    parser.add_argument("--json", action="store_true", help="print the JSON file, not the table")
+    parser.add_argument("--quiet", action="store_true", help="show no progress")
+    for item in option_fields(options):
+        flag, meta = item.name.replace("_", "-"), item.metadata
+        if isinstance(item.default, bool):
+            parser.add_argument(
+                f"--no-{flag}", dest=item.name, action="store_false", help=meta["help"]
+            )
+            continue
+        parser.add_argument(
+            f"--{flag}",
+            type=_reader(meta["parse"]),
+            choices=meta["choices"] or None,
+            metavar=meta["metavar"] or (None if meta["choices"] else _kind(meta["parse"])),
+            help=meta["help"].replace("%", "%%") + _default(item.name, item.default),
+        )
+
+
+def read_config(path: str, options: type[Options]) -> dict[str, Any]:
+    """Return the options that a TOML file sets.
+
+    Args:
+        path: of the file; its keys are the fields of ``options``, with ``-`` or ``_``.
+        options: the command's.
+
+    Returns:
+        Values by field name; lists become tuples, ``"all"`` becomes None.
+
+    Raises:
+        OptionError: the file cannot be read or parsed, or has an unknown key or a table.
+    """
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        import tomli as tomllib
+    try:
+        content = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise OptionError(
+            f"config {path!r} cannot be read ({error.strerror}): name a file"
+        ) from error
+    except ValueError as error:
+        raise OptionError(
+            f"config {path!r} is no TOML ({error}): write KEY = VALUE lines"
+        ) from error
+    known = {item.name: item.metadata["parse"] for item in option_fields(options)}
+    settings: dict[str, Any] = {}
+    for key, value in content.items():
+        name = key.replace("-", "_")
+        if name not in known:
+            names = ", ".join(sorted(key.replace("_", "-") for key in known))
+            raise OptionError(f"config {path!r} has the unknown key {key!r}; there are {names}")
+        if isinstance(value, str):
+            value = _parsed(key, value, known[name])
+        settings[name] = tuple(value) if isinstance(value, list) else value
+    return settings
+
+
+def _parsed(key: str, text: str, parse: Callable[[str], object]) -> object:
+    try:
+        return parse(text)
+    except ValueError as error:
+        raise OptionError(f"{key} is {text!r}: give {_kind(parse)}") from error
+
+
+def _reader(parse: Callable[[str], object]) -> Callable[[str], object]:
+    def read(text: str) -> object:
+        try:
+            return parse(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(f"{text!r}: give {_kind(parse)}") from error
+
+    return read
+
+
+def _kind(parse: Callable[[str], object]) -> str:
+    return {int: "N", float: "X", str: "NAME"}.get(parse, "N,N")  # type: ignore[call-overload, no-any-return]
+
+
+def _default(name: str, value: object) -> str:
+    if isinstance(value, tuple):
+        value = ",".join(map(str, value))
+    if name == "train_size":
+        value = "all"
+    return "" if value is None else f" [{value}]"

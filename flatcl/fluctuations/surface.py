@@ -1,0 +1,283 @@
+"""The loss as a function of one block of weights, everything else held fixed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, grad, jvp, vmap
+
+from flatcl.core.gradients import evaluation_mode
+from flatcl.errors import DataError, OptionError
+from flatcl.fluctuations.watch import Selection, selected
+
+_ENTRIES = 2**24  # of the rows that are evaluated together, at most
+_ROWS = 64
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+"""Maps outputs [n, ...] and targets [n, ...] to one loss a sample, [n], nats."""
+
+
+def cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Return each sample's cross-entropy.
+
+    Args:
+        outputs: logits [n, C].
+        targets: classes [n].
+
+    Returns:
+        [n], nats.
+    """
+    return nn.functional.cross_entropy(outputs, targets, reduction="none")
+
+
+class LossSurface:
+    """A network's mean loss over fixed data, as a function of a block of its weights.
+
+    The block is flattened to a vector [P], parameters in the model's order, entries row-major. All
+    weights and buffers are copied at construction, in ``dtype``: the model may go on training, and
+    neither its weights, nor its buffers, nor its modes are ever changed. The network is evaluated
+    in evaluation mode, since a loss that depends on the batch has no surface.
+
+    Args:
+        model: maps inputs to outputs.
+        inputs: [N, ...].
+        targets: [N, ...].
+        parameters: the block: patterns over parameter names, modules, or several of them.
+        loss: of each sample.
+        dtype: of the arithmetic; float64 resolves losses near 0 and small curvatures.
+        batch: samples evaluated together.
+        rows: points evaluated together by ``torch.vmap``, fewer for large blocks; 1 does without
+            ``vmap``, for networks that it cannot take.
+
+    Raises:
+        OptionError: no trainable parameter matches, or batch or rows is below 1.
+        DataError: there are no samples, or inputs and targets differ in number.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        inputs: Tensor,
+        targets: Tensor,
+        *,
+        parameters: Selection = "*",
+        loss: Loss = cross_entropy,
+        dtype: torch.dtype = torch.float64,
+        batch: int = 500,
+        rows: int = _ROWS,
+    ) -> None:
+        if len(inputs) == 0 or len(inputs) != len(targets):
+            raise DataError(
+                f"{len(inputs)} inputs and {len(targets)} targets: a loss needs as many of each, "
+                "and at least one"
+            )
+        if batch < 1 or rows < 1:
+            raise OptionError(f"batch {batch}, rows {rows}: both must be 1 or more")
+        self.model, self.loss, self.dtype, self.batch = model, loss, dtype, batch
+        self.inputs, self.targets = self._cast(inputs), self._cast(targets)
+        block = selected(model, parameters)
+        self.shapes = {name: p.shape for name, p in block.items()}
+        self.size = sum(p.numel() for p in block.values())
+        self.rows = max(1, min(rows, _ENTRIES // self.size))
+        held = [*model.named_parameters(), *model.named_buffers()]
+        self._fixed = {name: self._cast(t.detach().clone()) for name, t in held}
+        self.reference = self.flatten({n: self._fixed[n] for n in block})
+
+    def __len__(self) -> int:
+        """Return the number of samples."""
+        return len(self.inputs)
+
+    def flatten(self, tensors: dict[str, Tensor]) -> Tensor:
+        """Return the block's tensors as one vector.
+
+        Args:
+            tensors: by name; more than the block's may be there.
+
+        Returns:
+            [P], w.
+        """
+        parts = [tensors[name].detach().reshape(-1) for name in self.shapes]
+        return torch.cat(parts).to(self.dtype)
+
+    def subset(self, size: int, generator: torch.Generator) -> LossSurface:
+        """Return the surface of a random part of the data, drawn without replacement.
+
+        Args:
+            size: samples; all of them if there are no more.
+            generator: of the choice, on the CPU.
+
+        Returns:
+            A surface with the same weights.
+        """
+        part = object.__new__(LossSurface)
+        part.__dict__.update(self.__dict__)
+        if size < len(self):
+            chosen = torch.randperm(len(self), generator=generator)[:size]
+            chosen = chosen.to(self.inputs.device)
+            part.inputs, part.targets = self.inputs[chosen], self.targets[chosen]
+        return part
+
+    def to(self, dtype: torch.dtype) -> LossSurface:
+        """Return the same surface in another arithmetic, for what needs speed before digits.
+
+        Args:
+            dtype: floating.
+
+        Returns:
+            A surface with the same weights and data.
+        """
+        other = object.__new__(LossSurface)
+        other.__dict__.update(self.__dict__)
+        other.dtype = dtype
+        other.inputs, other.targets = other._cast(self.inputs), other._cast(self.targets)
+        other._fixed = {name: other._cast(t) for name, t in self._fixed.items()}
+        other.reference = self.reference.to(dtype)
+        return other
+
+    def losses(self, points: Tensor) -> Tensor:
+        """Return the mean loss at each of several points.
+
+        Args:
+            points: [n, P], w.
+
+        Returns:
+            [n], float64, nats.
+        """
+        return self._sums(points, self._total) / len(self)
+
+    def sample_losses(self, point: Tensor) -> Tensor:
+        """Return each sample's loss at one point.
+
+        Args:
+            point: [P], w.
+
+        Returns:
+            [N], nats.
+        """
+        point = self._points(point)[0]
+        with torch.no_grad(), evaluation_mode(self.model):
+            return torch.cat([self._samples(point, x, y) for x, y in self._batches()])
+
+    def loss_with_error(self, point: Tensor) -> tuple[float, float]:
+        """Return the mean loss at a point, and its standard error as a sample of more data.
+
+        Args:
+            point: [P], w.
+
+        Returns:
+            Loss and standard error, nats.
+        """
+        losses = self.sample_losses(point).double()
+        error = losses.std() / len(losses) ** 0.5 if len(losses) > 1 else losses.new_zeros(())
+        return float(losses.mean()), float(error)
+
+    def gradient(self, point: Tensor, chosen: Tensor | None = None) -> Tensor:
+        """Return the gradient of the mean loss.
+
+        Args:
+            point: [P], w.
+            chosen: indices of the samples of a minibatch [b], all samples if None.
+
+        Returns:
+            [P], nats/w.
+        """
+        point = self._points(point)[0]
+        with evaluation_mode(self.model):
+            if chosen is not None:
+                x, y = self.inputs[chosen], self.targets[chosen]
+                part: Tensor = grad(self._total)(point, x, y)
+                return part / len(chosen)
+            parts = [grad(self._total)(point, x, y) for x, y in self._batches()]
+        return torch.stack(parts).sum(0) / len(self)
+
+    def hessian_products(self, point: Tensor, vectors: Tensor) -> Tensor:
+        """Return the Hessian of the mean loss times each of several vectors.
+
+        Args:
+            point: [P], w.
+            vectors: [n, P].
+
+        Returns:
+            [n, P], nats/w² times the vectors' unit.
+        """
+        point = self._points(point)[0]
+
+        def product(v: Tensor, x: Tensor, y: Tensor) -> Tensor:
+            slope = grad(lambda w: self._total(w, x, y))
+            found: Tensor = jvp(slope, (point,), (v,))[1]
+            return found
+
+        return self._sums(vectors, product) / len(self)
+
+    def sample_slopes(self, point: Tensor, vectors: Tensor) -> Tensor:
+        """Return the derivative of each sample's loss along each of several vectors.
+
+        Args:
+            point: [P], w.
+            vectors: [n, P].
+
+        Returns:
+            [n, N], nats/w times the vectors' unit.
+        """
+        point = self._points(point)[0]
+
+        def slopes(v: Tensor, x: Tensor, y: Tensor) -> Tensor:
+            found: Tensor = jvp(lambda w: self._samples(w, x, y), (point,), (v,))[1]
+            return found
+
+        with torch.no_grad(), evaluation_mode(self.model):
+            parts = [self._rowwise(slopes, self._points(vectors), x, y) for x, y in self._batches()]
+        return torch.cat(parts, dim=1)
+
+    def _sums(self, rows: Tensor, f: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Tensor:
+        rows = self._points(rows)
+        total: Tensor | None = None
+        with torch.no_grad(), evaluation_mode(self.model):
+            for x, y in self._batches():
+                part = self._rowwise(f, rows, x, y).double()
+                total = part if total is None else total.add_(part)
+        assert total is not None
+        return total
+
+    def _rowwise(
+        self, f: Callable[[Tensor, Tensor, Tensor], Tensor], rows: Tensor, x: Tensor, y: Tensor
+    ) -> Tensor:
+        if self.rows == 1:
+            return torch.stack([f(row, x, y) for row in rows])
+        found: Tensor = vmap(f, in_dims=(0, None, None), chunk_size=self.rows)(rows, x, y)
+        return found
+
+    def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+        parts = (torch.split(t, self.batch) for t in (self.inputs, self.targets))
+        yield from zip(*parts, strict=True)
+
+    def _total(self, vector: Tensor, x: Tensor, y: Tensor) -> Tensor:
+        return self._samples(vector, x, y).sum()
+
+    def _samples(self, vector: Tensor, x: Tensor, y: Tensor) -> Tensor:
+        parts = torch.split(vector, [shape.numel() for shape in self.shapes.values()])
+        block = {
+            name: part.reshape(shape)
+            for (name, shape), part in zip(self.shapes.items(), parts, strict=True)
+        }
+        losses = self.loss(functional_call(self.model, {**self._fixed, **block}, (x,)), y)
+        if losses.shape != (len(x),):
+            raise DataError(
+                f"the loss has shape {tuple(losses.shape)} for {len(x)} samples; it must give one "
+                "number a sample, as reduction='none' does"
+            )
+        return losses
+
+    def _points(self, points: Tensor) -> Tensor:
+        rows = points.detach().to(self.reference).reshape(-1, points.shape[-1])
+        if rows.shape[1] != self.size:
+            raise DataError(
+                f"points have {rows.shape[1]} weights, the block {', '.join(self.shapes)} has "
+                f"{self.size}"
+            )
+        return rows
+
+    def _cast(self, tensor: Tensor) -> Tensor:
+        return tensor.to(self.dtype) if tensor.is_floating_point() else tensor

@@ -1,0 +1,258 @@
+"""A small network trained to the stop rule by plain SGD, then recorded step by step.
+
+The set-up of Feng & Tu, PNAS 118 (2021): a fully connected network without biases, constant
+learning rate, no momentum; training stops once the loss over all images is below a bound. Both
+parts can be killed at any moment: training goes on from its last checkpoint, and a recording that
+was cut off is made again from the trained weights.
+"""
+
+from __future__ import annotations
+
+import io
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from flatcl.analysis_options import LEAST_STEPS, AnalyzeOptions
+from flatcl.analysis_task import Task, make_network, watched
+from flatcl.errors import NonFiniteError
+from flatcl.fluctuations.record import Record, Recorder, open_record
+from flatcl.io import write_bytes
+from flatcl.seeds import derive_seed
+
+_CHECKPOINT = 10.0  # seconds from one to the next
+_LEVELS = tuple(base * 10.0**-k for k in range(5) for base in (0.3, 0.1))  # nats
+_EVALUATED = 5000
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A network at the end of training.
+
+    Attributes:
+        network: without biases.
+        epochs: trained.
+        loss: over all images, nats.
+        accuracy: over all images.
+        reached: True if the stop rule was met, False if the epochs ran out.
+        stages: pairs of an epoch's mean loss and the weights after it, at falling losses.
+    """
+
+    network: nn.Sequential
+    epochs: int
+    loss: float
+    accuracy: float
+    reached: bool
+    stages: list[tuple[float, list[Tensor]]]
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """One window of further training.
+
+    Attributes:
+        window: the watched weights and gradients, step by step.
+        mean: of all of the network's weights over the window, a matrix a layer.
+        fluctuation_dissipation: ⟨w·∇L⟩ over (η/2) ⟨|∇L_B|²⟩ of the watched weights about their
+            mean, 1 where stationary.
+    """
+
+    window: Record
+    mean: list[Tensor]
+    fluctuation_dissipation: float
+
+
+def epoch_steps(task: Task, options: AnalyzeOptions) -> int:
+    """Return M, the whole batches of an epoch.
+
+    Args:
+        task: the images.
+        options: of the analysis.
+
+    Returns:
+        Steps; images of a last, smaller batch sit out the epoch.
+    """
+    return len(task.x) // options.batch_size
+
+
+def batches(
+    task: Task, options: AnalyzeOptions, sampling: str, generator: torch.Generator
+) -> Iterator[Tensor]:
+    """Yield minibatches' indices without end.
+
+    Args:
+        task: the images.
+        options: of the analysis.
+        sampling: "shuffle" or "replacement".
+        generator: of the draws.
+
+    Yields:
+        Indices [B].
+    """
+    N, B = len(task.x), options.batch_size
+    while True:
+        if sampling == "replacement":
+            yield torch.randint(N, (B,), generator=generator)
+        else:
+            order = torch.randperm(N, generator=generator)
+            yield from torch.split(order[: N // B * B], B)
+
+
+def train(task: Task, options: AnalyzeOptions, path: Path, say: Say) -> Trained:
+    """Return the network trained to the stop rule, going on from a checkpoint if there is one.
+
+    Args:
+        task: the images.
+        options: of the analysis.
+        path: of the checkpoint; it also keeps the end of training.
+        say: told of progress.
+
+    Returns:
+        The trained network.
+
+    Raises:
+        NonFiniteError: training diverged.
+    """
+    network = make_network(task, options)
+    weights: list[Tensor] = list(network.parameters())
+    generator = torch.Generator().manual_seed(derive_seed(options.seed, "order"))
+    state: dict[str, Any] = {"epoch": 0, "stages": [], "mean": float("inf"), "end": None}
+    if path.exists():
+        state = torch.load(path, weights_only=True)
+        with torch.no_grad():
+            torch._foreach_copy_(weights, state["weights"])
+        generator.set_state(state["generator"])
+        say(f"training: epoch {state['epoch']} found")
+    steps, saved = epoch_steps(task, options), time.monotonic()
+    while state["end"] is None:
+        stream = batches(task, options, options.sampling, generator)
+        total = torch.zeros(())
+        for _ in range(steps):
+            total += _step(network, weights, task, next(stream), options.lr)[0]
+        state["epoch"] += 1
+        state["mean"] = float(total) / steps
+        if not state["mean"] < float("inf"):
+            raise NonFiniteError(f"the loss is {state['mean']} at lr {options.lr:g}: lower it")
+        lowest = min((loss for loss, _ in state["stages"]), default=float("inf"))
+        if any(state["mean"] < level <= lowest for level in _LEVELS):
+            state["stages"].append((state["mean"], [w.detach().clone() for w in weights]))
+        last = state["epoch"] >= options.max_epochs
+        if last or state["mean"] < 3 * options.loss:  # the epoch's mean runs behind the loss
+            loss, accuracy = evaluate(network, task)
+            met = loss < options.loss and accuracy > options.accuracy
+            if met or last:
+                state["end"] = (loss, accuracy, met)
+        if state["end"] is not None or time.monotonic() - saved > _CHECKPOINT:
+            state |= {"weights": [w.detach() for w in weights], "generator": generator.get_state()}
+            buffer = io.BytesIO()
+            torch.save(state, buffer)
+            write_bytes(path, buffer.getvalue())
+            saved = time.monotonic()
+            say(f"training: epoch {state['epoch']}, loss {state['mean']:.2g}")
+    loss, accuracy, met = state["end"]
+    return Trained(network, state["epoch"], loss, accuracy, met, state["stages"])
+
+
+def record(
+    trained: Trained, task: Task, options: AnalyzeOptions, folder: Path, sampling: str
+) -> Recorded:
+    """Return the record of further training at the same rate.
+
+    In float64: in float32 every step rounds, a random walk that reaches, within a window of some
+    thousand steps, the variance of the flattest directions.
+
+    Args:
+        trained: where to start from; it is left as it is.
+        task: the images.
+        options: of the analysis.
+        folder: of the record; one that is there already is opened, unless it was cut off.
+        sampling: "shuffle" or "replacement".
+
+    Returns:
+        The record, the mean of all weights, and the fluctuation–dissipation ratio.
+    """
+    path = folder / "network.pt"
+    if path.exists():
+        return _opened(folder)
+    if folder.exists():
+        shutil.rmtree(folder)
+    M = epoch_steps(task, options)
+    steps = options.steps or max(10 * M, LEAST_STEPS)
+    network = make_network(task, options).double()
+    weights: list[Tensor] = list(network.parameters())
+    with torch.no_grad():
+        torch._foreach_copy_(weights, list(trained.network.parameters()))
+    seed = derive_seed(options.seed, "record", sampling)
+    stream = batches(task, options, sampling, torch.Generator().manual_seed(seed))
+    facts = {"lr": options.lr, "batch_size": options.batch_size, "sampling": sampling}
+    name = watched(options)
+    w = dict(network.named_parameters())[name].detach()
+    place = [n for n, _ in network.named_parameters()].index(name)
+    total = [torch.zeros_like(weight) for weight in weights]
+    before, gradient = torch.zeros_like(w), torch.zeros_like(w)
+    products, squares = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
+    with Recorder(network, folder, parameters=name, epoch_steps=M, facts=facts) as recorder:
+        for _ in range(steps):
+            before.copy_(w)
+            g = _step(network, weights, task, next(stream), options.lr)[1][place]
+            recorder.step()
+            products += (before * g).sum()
+            squares += g.square().sum()
+            gradient += g
+            torch._foreach_add_(total, [weight.detach() for weight in weights])
+    mean = [t / steps for t in total]
+    # ⟨(w − ⟨w⟩)·g⟩ over (η/2) ⟨|g|²⟩, 1 where stationary (Yaida, ICLR 2019).
+    dissipated = products - (mean[place] * gradient).sum()
+    ratio = float(dissipated / (0.5 * options.lr * squares))
+    buffer = io.BytesIO()
+    torch.save({"mean": mean, "fluctuation_dissipation": ratio}, buffer)
+    write_bytes(path, buffer.getvalue())
+    return _opened(folder)
+
+
+def _opened(folder: Path) -> Recorded:
+    return Recorded(open_record(folder), **torch.load(folder / "network.pt", weights_only=True))
+
+
+def evaluate(network: nn.Module, task: Task) -> tuple[float, float]:
+    """Return loss and accuracy over all images.
+
+    Args:
+        network: in any mode; it has no layer that minds.
+        task: the images.
+
+    Returns:
+        Mean loss, nats, summed in float64, and accuracy, 0 to 1.
+    """
+    loss, right = 0.0, 0
+    with torch.no_grad():
+        parts = zip(torch.split(task.x, _EVALUATED), torch.split(task.y, _EVALUATED), strict=True)
+        for x, y in parts:
+            outputs = network(x)
+            loss += float(cross_entropy(outputs.double(), y, reduction="sum"))
+            right += int((outputs.argmax(1) == y).sum())
+    return loss / len(task.x), right / len(task.x)
+
+
+def _step(
+    network: nn.Module, weights: list[Tensor], task: Task, chosen: Tensor, lr: float
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Make one step of SGD in the weights' precision.
+
+    Returns:
+        The minibatch's loss, and its gradients before the step.
+    """
+    loss = cross_entropy(network(task.x[chosen].to(weights[0].dtype)), task.y[chosen])
+    gradients = torch.autograd.grad(loss, weights)
+    with torch.no_grad():
+        torch._foreach_add_(weights, gradients, alpha=-lr)
+    return loss.detach(), gradients
