@@ -19,6 +19,7 @@ from typing import Any
 
 from joblib import Parallel, delayed
 
+from benchmarks.fluctuations_report import render
 from flatcl.analysis import analyze
 from flatcl.analysis_options import AnalyzeOptions
 from flatcl.io import write_json
@@ -83,6 +84,8 @@ def main() -> None:
         runs |= grid_runs() if chosen.only != "panel" else {}
     work = Parallel(n_jobs=chosen.jobs)
     work(delayed(_made)(name, options, Path(chosen.work)) for name, options in runs.items())
+    seeds, cells = ([RESULTS / name for name in made()] for made in (panel_runs, grid_runs))
+    render(seeds, cells, _GRID["max_epochs"])
 
 
 if __name__ == "__main__":

@@ -83,6 +83,8 @@ def analyze(options: AnalyzeOptions, out: str | Path, say: Say = lambda line: No
         work = Parallel(n_jobs=jobs, return_as="generator_unordered")
         for name in work(delayed(_make)(options, folder, name) for name in missing):
             say(f"measured: {name}")
+    for name in (name for names in bench.waves() for name in names):
+        bench.make(name)  # opened, where a worker has made it
     rows = bench.study.rows(panel=options.panel)
     facts = facts_of(
         bench.study,
@@ -257,7 +259,8 @@ def _profiles(study: Study) -> Part:
 def _stages(bench: _Bench) -> Part:
     """Return temperature and flatness at falling losses of the training."""
     options, surfaces = bench.options, []
-    for _, weights in bench.trained.stages:
+    last = [w.detach() for w in bench.trained.network.parameters()]
+    for weights in [*(weights for _, weights in bench.trained.stages), last]:
         generator = torch.Generator().manual_seed(derive_seed(options.seed, "stages"))
         whole = surface_at(weights, bench.task, options)
         surfaces.append(whole.subset(_STAGE_SAMPLES, generator))

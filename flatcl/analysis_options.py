@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from flatcl.options import Options, option, size, widths
 
-LEAST_STEPS = 6000
+LEAST_STEPS = 4000
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,7 +18,6 @@ from flatcl.trajectory import Trained
 
 _PAPER_FIRST, _PAPER_LAST = 20, 1000  # ranks of the power law, Feng & Tu's from 20 on
 _SHARE = 35
-_MOST = 3000  # numbers of one array that are listed: spectra, but no trajectories
 _WALK = 0.7  # overlap with a random walk's cosine that flags a direction
 
 Facts = dict[str, "float | int | str | bool | None"]
@@ -135,7 +134,11 @@ def points_of(arrays: dict[str, Part]) -> dict[str, dict[str, Any]]:
         JSON-ready: part → name → list; what is not a number is None.
     """
     return {
-        part: {name: _listed(t.tolist()) for name, t in content.items() if t.numel() <= _MOST}
+        part: {
+            name: _listed(t.tolist())
+            for name, t in content.items()
+            if not name.endswith(("directions", "scores"))  # of the size of weights, of snapshots
+        }
         for part, content in arrays.items()
     }
 

@@ -45,7 +45,7 @@ def load_task(options: AnalyzeOptions) -> Task:
     images = load_images(options.data)
     x, y = images.x_train.flatten(1).float(), images.y_train
     if options.train_size is not None and options.train_size < len(x):
-        chosen, _ = stratified_split(y, options.train_size, seed=options.seed)
+        _, chosen = stratified_split(y, options.train_size, seed=options.seed)
         x, y = x[chosen], y[chosen]
     if len(x) < 2 * options.batch_size:
         raise DataError(f"{len(x)} images make no two batches of {options.batch_size}: lower it")

@@ -32,12 +32,12 @@ LAYERS = (
     ("protocol",),
     ("records",),
     ("cells", "tuning"),
-    ("plots",),
+    ("plots", "fluctuation_plots"),
     ("experiments", "analysis_options"),
     ("analysis_task",),
     ("trajectory",),
     ("analysis_summary",),
-    ("analysis",),
+    ("analysis", "analysis_record"),
     ("cli",),
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from flatcl import __version__
-from flatcl.cli import compare
+from flatcl.cli import analyze, compare
 from flatcl.errors import FlatclError
 
 GOOD, BROKEN, USAGE, INTERRUPTED = 0, 1, 2, 130
@@ -50,6 +50,7 @@ def _run(arguments: Sequence[str] | None) -> int:
     parser.add_argument("--version", action="version", version=f"flatcl {__version__}")
     commands = parser.add_subparsers(title="commands", dest="command", required=True)
     compare.add_parser(commands)
+    analyze.add_parser(commands)
     try:
         chosen = parser.parse_args(arguments)
     except SystemExit as stop:  # argparse has said its line

@@ -10,6 +10,8 @@ from torch import Tensor
 from flatcl.errors import NonFiniteError, OptionError
 from flatcl.fluctuations.surface import LossSurface
 
+_TOGETHER = 256  # minibatches whose gradients are taken at once
+
 Sampling = Literal["shuffle", "replacement"]
 """How minibatches are drawn: each epoch deals all samples in a new order, or independently."""
 
@@ -128,13 +130,19 @@ def frozen_walk(
 
     Returns:
         [T, P], w, in the surface's dtype.
+
+    Raises:
+        OptionError: batch_size or steps is below 1.
     """
+    if batch_size < 1 or steps < 1:
+        raise OptionError(f"batch_size {batch_size}, steps {steps}: both must be 1 or more")
     centre = surface.reference if centre is None else centre.to(surface.reference)
     mean = surface.gradient(centre)
     walk = centre.new_empty(steps, surface.size)
-    for t in range(steps):
-        chosen = torch.randint(len(surface), (batch_size,), generator=generator)
-        walk[t] = surface.gradient(centre, chosen.to(centre.device)) - mean
+    for start in range(0, steps, _TOGETHER):
+        shape = (min(_TOGETHER, steps - start), batch_size)
+        chosen = torch.randint(len(surface), shape, generator=generator).to(centre.device)
+        walk[start : start + _TOGETHER] = surface.minibatch_gradients(centre, chosen) - mean
     return walk.mul_(-lr).cumsum_(0).add_(centre)
 
 

@@ -157,7 +157,7 @@ class Study:
             rows = random_directions(self.surface.size, k, generator=self._generator(1))
             return along(self.snapshots, rows, self.surface)
 
-        return self.keep("random", make)
+        return self.keep("random_basis", make)
 
     def walk(self) -> Part:
         """Return the null: SGD's noise at frozen weights, its own principal directions."""

@@ -173,24 +173,39 @@ class LossSurface:
         error = losses.std() / len(losses) ** 0.5 if len(losses) > 1 else losses.new_zeros(())
         return float(losses.mean()), float(error)
 
-    def gradient(self, point: Tensor, chosen: Tensor | None = None) -> Tensor:
+    def gradient(self, point: Tensor) -> Tensor:
         """Return the gradient of the mean loss.
 
         Args:
             point: [P], w.
-            chosen: indices of the samples of a minibatch [b], all samples if None.
 
         Returns:
             [P], nats/w.
         """
         point = self._points(point)[0]
         with evaluation_mode(self.model):
-            if chosen is not None:
-                x, y = self.inputs[chosen], self.targets[chosen]
-                part: Tensor = grad(self._total)(point, x, y)
-                return part / len(chosen)
             parts = [grad(self._total)(point, x, y) for x, y in self._batches()]
         return torch.stack(parts).sum(0) / len(self)
+
+    def minibatch_gradients(self, point: Tensor, chosen: Tensor) -> Tensor:
+        """Return the gradients of several minibatches' mean losses at one point.
+
+        Args:
+            point: [P], w.
+            chosen: indices of the samples [n, b].
+
+        Returns:
+            [n, P], nats/w.
+        """
+        point = self._points(point)[0]
+        slope = grad(self._total)
+        x, y = self.inputs[chosen], self.targets[chosen]
+        with evaluation_mode(self.model):
+            if self.rows == 1:
+                each = [slope(point, a, b) for a, b in zip(x, y, strict=True)]
+                return torch.stack(each) / chosen.shape[1]
+            found: Tensor = vmap(slope, in_dims=(None, 0, 0), chunk_size=self.rows)(point, x, y)
+        return found / chosen.shape[1]
 
     def hessian_products(self, point: Tensor, vectors: Tensor) -> Tensor:
         """Return the Hessian of the mean loss times each of several vectors.

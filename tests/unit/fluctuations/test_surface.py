@@ -107,9 +107,9 @@ def test_everything_against_autograd_whatever_the_batch_and_the_rows(network, op
     close(surface.losses(points), torch.stack([losses(p).mean() for p in points]))
     close(surface.sample_losses(point), losses(point))
     close(surface.gradient(point), autograd(losses, point))
-    chosen = torch.tensor([7, 2, 2])
+    chosen = torch.tensor([[7, 2, 2], [0, 1, 3]])
     each = torch.stack([autograd(losses, point, i) for i in range(len(inputs))])
-    close(surface.gradient(point, chosen), each[chosen].mean(0))
+    close(surface.minibatch_gradients(point, chosen), each[chosen].mean(1))
     close(surface.sample_slopes(point, vectors), vectors @ each.T)
     H = torch.func.hessian(lambda w: losses(w).mean())(point)
     close(surface.hessian_products(point, vectors), vectors @ H)
@@ -146,7 +146,7 @@ def everything(surface):
         "sample_losses": lambda: surface.sample_losses(w),
         "loss_with_error": lambda: torch.tensor(surface.loss_with_error(w)),
         "gradient": lambda: surface.gradient(w),
-        "minibatch": lambda: surface.gradient(w, torch.tensor([1, 3])),
+        "minibatch": lambda: surface.minibatch_gradients(w, torch.tensor([[1, 3]])),
         "hessian_products": lambda: surface.hessian_products(w, rows),
         "sample_slopes": lambda: surface.sample_slopes(w, rows),
     }

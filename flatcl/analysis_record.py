@@ -1,0 +1,88 @@
+"""What a record alone tells, without the network: spectrum, drift, memory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from flatcl.errors import DataError
+from flatcl.fluctuations.along import displacements
+from flatcl.fluctuations.correlation import efold_time, stationarity
+from flatcl.fluctuations.drift import alignment, linear_drift
+from flatcl.fluctuations.pca import principal_directions
+from flatcl.fluctuations.record import open_record
+from flatcl.fluctuations.spectrum import (
+    cosine_overlap,
+    participation_ratio,
+    power_law,
+    variance_share,
+)
+from flatcl.io import write_json
+from flatcl.records import commit, versions
+from flatcl.tables import markdown_table
+
+_DIRECTIONS, _FIRST, _SHARE, _LEADING = 200, 20, 35, 20
+_LEAST = 50
+
+
+def analyze_record(path: str | Path, out: Path) -> tuple[dict[str, Any], str]:
+    """Return the numbers of a record and a table of them; ``analysis.json`` is written too.
+
+    Args:
+        path: of the record.
+        out: folder to write to.
+
+    Returns:
+        JSON-ready numbers, None where they need the network; and the table.
+
+    Raises:
+        DataError: the record has too few snapshots or weights.
+    """
+    record = open_record(path)
+    quantity = record.quantities[0]
+    snapshots = {"weights": record.weights, "increments": record.increments}.get(
+        quantity, record.gradients
+    )()
+    T, P = snapshots.shape
+    if min(T - 1, P) < _LEAST:
+        raise DataError(f"{T} snapshots of {P} weights: an analysis needs more than {_LEAST} each")
+    found = principal_directions(snapshots, min(_DIRECTIONS, T - 1, P))
+    variances = found.variances
+    if len(variances) <= _SHARE:
+        raise DataError(f"the record has only {len(variances)} directions of any variance")
+    theta = displacements(snapshots, found.directions[:_LEADING].double())
+    law = power_law(variances, first=_FIRST, last=len(variances))
+    numbers: dict[str, Any] = {
+        "psi": None,
+        "psi_ci95": None,
+        "quantity": quantity,
+        "n_snapshots": T,
+        "n_weights": P,
+        "gamma": law.gamma,
+        "gamma_first_rank": law.first,
+        "gamma_last_rank": law.last,
+        "variance_fraction_pc1": float(variances[0]) / found.total,
+        "variance_fraction_pc2_35": variance_share(
+            variances, first=2, last=_SHARE, total=found.total
+        ),
+        "participation_ratio": participation_ratio(variances),
+        "cos_p1_mean_weights": float(
+            alignment(found.directions[:1].double(), found.mean.double())[0]
+        ),
+        "cos_p1_drift": float(alignment(found.directions[:1].double(), linear_drift(snapshots))[0]),
+        "walk_like_of_20": int((cosine_overlap(theta) > 0.7).sum()),
+        "stationarity": float(stationarity(theta).median()),
+        "efold_time_median": float(torch.median(efold_time(theta))) * record.every,
+        "facts": dict(record.facts),
+        "versions": dict(versions()),
+        "commit": commit(),
+    }
+    write_json(out / "analysis.json", numbers)
+    rows = [
+        [name, f"{value:.4g}" if isinstance(value, float) else str(value)]
+        for name, value in numbers.items()
+        if isinstance(value, int | float | str)
+    ]
+    return numbers, markdown_table(["quantity", "value"], rows)

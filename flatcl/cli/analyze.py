@@ -1,0 +1,141 @@
+"""``flatcl analyze``: the fluctuations of SGD in a trained network, and what they prove."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flatcl.analysis_options import AnalyzeOptions
+from flatcl.cli.arguments import add_options, read_config
+
+if TYPE_CHECKING:
+    from flatcl.analysis import Analysis
+
+_OUT = "flatcl-out/analyze"
+_OWN: dict[str, Any] = {
+    "out": _OUT,
+    "config": None,
+    "json": False,
+    "quiet": False,
+    "record": None,
+}
+
+
+def add_parser(commands: Any) -> None:
+    """Add the subcommand and its options, one for each field of ``AnalyzeOptions``.
+
+    Args:
+        commands: what ``ArgumentParser.add_subparsers`` returned.
+    """
+    parser = commands.add_parser(
+        "analyze",
+        help="measure the fluctuations of SGD and their relation to flatness",
+        description="Trains a network to the stop rule of Feng & Tu (2021), records its weights "
+        "step by step, and measures principal directions, variances, flatness, noise and "
+        "curvature, with the null controls; writes analysis.json, points.json, arrays and "
+        "analysis.png. Started again with the same options and --out, it goes on from what it has.",
+        argument_default=argparse.SUPPRESS,
+    )
+    add_options(parser, AnalyzeOptions, out=_OUT)
+    parser.add_argument(
+        "--record",
+        metavar="DIR",
+        help="analyse this record, made with flatcl.fluctuations.Recorder, instead: spectrum, "
+        "drift and memory; flatness needs the network, in Python",
+    )
+    parser.set_defaults(run=run)
+
+
+def run(chosen: argparse.Namespace) -> int:
+    """Return the exit code of ``flatcl analyze``.
+
+    Args:
+        chosen: the parsed command line.
+
+    Returns:
+        0.
+    """
+    given = {name: value for name, value in vars(chosen).items() if name not in {"run", "command"}}
+    own = {name: given.pop(name, default) for name, default in _OWN.items()}
+    out = Path(own["out"])
+    settings = {} if own["config"] is None else read_config(own["config"], AnalyzeOptions)
+    options = AnalyzeOptions(**(settings | given))
+
+    def say(line: str) -> None:
+        if not own["quiet"]:
+            print(line, file=sys.stderr, flush=True)
+
+    if own["record"] is not None:
+        from flatcl.analysis_record import analyze_record
+
+        summary, text = analyze_record(own["record"], out)
+    else:
+        from flatcl.analysis import analyze
+
+        say(options.headline())
+        found = analyze(options, out, say)
+        draw(found, out / "analysis.png")
+        summary, text = found.summary, f"{options.headline()}\n\n{found.relation}\n"
+    if own["json"]:
+        print(json.dumps(summary, indent=2))
+    else:
+        print(f"{text}\nnumbers and figures in {out}")
+    return 0
+
+
+def draw(found: Analysis, path: Path) -> None:
+    """Write the figure of an analysis.
+
+    Args:
+        found: the analysis.
+        path: of the PNG.
+    """
+    import io
+
+    from matplotlib.figure import Figure
+
+    from flatcl import fluctuation_plots as plots
+    from flatcl.io import write_bytes
+
+    arrays, config = found.arrays, found.summary["config"]
+    pca = arrays["pca"]
+    whole = "hessian" in arrays
+    figure = Figure(figsize=(16, 7.2) if whole else (12.5, 3.6), layout="constrained")
+    panels = list(figure.subplots(2, 4).flat) if whole else list(figure.subplots(1, 3))
+    plots.plot_spectrum(pca["spectrum"], panels[0])
+    plots.plot_trajectory(pca["scores"], panels[1], planes=(0, 1))
+    pairs = {"SGD, principal directions": (pca["width"], pca["variances"])}
+    if whole:
+        names = {"hessian": "SGD, Hessian", "walk": "null: no force", "langevin": "Langevin"}
+        pairs |= {
+            label: (arrays[part]["width"], arrays[part]["variances"])
+            for part, label in names.items()
+        }
+    plots.plot_relation(pairs, panels[2])
+    if whole:
+        hessian, shown, stages = arrays["hessian"], arrays["profiles"], arrays["stages"]
+        labels = [f"Hessian {int(i) + 1}" for i in shown["chosen"]]
+        loss = float(shown["centre"][0])
+        plots.plot_trajectory(pca["scores"], panels[3], planes=(1, 2))
+        plots.plot_profiles(shown["offsets"], shown["losses"], panels[4], loss=loss, labels=labels)
+        noise = {
+            "Hessian": (hessian["curvature"], hessian["noise"]),
+            "principal": (pca["curvature"], arrays["noise"]["c"]),
+        }
+        plots.plot_noise(noise, panels[5])
+        times = {
+            "Hessian": (hessian["curvature"], hessian["tau"]),
+            "principal": (pca["curvature"], pca["tau"]),
+        }
+        window = found.summary["n_snapshots"]
+        plots.plot_times(times, panels[6], lr=config["lr"], window=window)
+        if len(stages["loss"]) > 1:
+            plots.plot_annealing(stages["loss"], stages["temperature"], stages["width"], panels[7])
+        else:
+            panels[7].set_axis_off()
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=130)
+    write_bytes(path, buffer.getvalue())

@@ -1,0 +1,205 @@
+"""The analysis end to end, small: what it writes, that it goes on, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from flatcl.analysis import analyze, load_arrays
+from flatcl.analysis_options import AnalyzeOptions
+from flatcl.analysis_task import load_task, make_network
+from flatcl.errors import DataError, NonFiniteError, OptionError
+from flatcl.fluctuations import VarianceFlatness, open_record
+from flatcl.trajectory import batches, epoch_steps, record, train
+
+SMALL = {
+    "hidden": (12, 12),
+    "train_size": 300,
+    "max_epochs": 12,
+    "steps": 400,
+    "subset": 200,
+    "directions": 20,
+    "spacing": 4,
+    "jobs": 1,
+}
+KEYS = {
+    "psi", "psi_ci95", "psi_fit_range", "psi_hessian", "psi_random_walk", "psi_langevin", "gamma",
+    "variance_fraction_pc2_35", "cos_p1_mean_weights", "noise_curvature_exponent",
+    "flatness_censored", "stationarity", "n_snapshots", "train_loss", "config", "versions",
+    "commit",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("analysis")
+    analyze(AnalyzeOptions(**SMALL), out)
+    return out
+
+
+def test_everything_is_written_and_agrees(made: Path) -> None:
+    summary = json.loads((made / "analysis.json").read_text())
+    assert set(summary) >= KEYS
+    relation = VarianceFlatness.from_dict(summary["relation"])
+    assert summary["psi"] == relation.rows["pca"].psi
+    assert summary["psi_fit_range"] == [5, 4 * relation.rows["pca"].directions + 1]
+    assert summary["n_snapshots"] == 400
+    assert set(relation.rows) >= {"hessian", "walk", "langevin", "random_basis", "replacement"}
+    points = json.loads((made / "points.json").read_text())
+    pca = load_arrays(made / "arrays" / "pca.npz")
+    assert points["pca"]["variances"] == pca["variances"].tolist()
+    assert "directions" not in points["pca"]
+    snapshots = open_record(made / "shuffle").weights()
+    theta = (snapshots - snapshots.mean(0)) @ pca["directions"].T
+    torch.testing.assert_close(theta.var(0, unbiased=False), pca["variances"])
+
+
+def test_the_langevin_control_has_the_sign_of_equilibrium(made: Path) -> None:
+    assert json.loads((made / "analysis.json").read_text())["psi_langevin"] < -1
+
+
+def test_the_window_mean_is_where_the_loss_is_looked_at(made: Path) -> None:
+    options = AnalyzeOptions(**SMALL)
+    task = load_task(options)
+    trained = train(task, options, made / "train.pt", lambda line: None)
+    window = record(trained, task, options, made / "shuffle", "shuffle")
+    torch.testing.assert_close(
+        window.mean[1].flatten(), window.window.weights().mean(0), rtol=1e-12, atol=1e-12
+    )
+    start = list(trained.network.parameters())[1].detach().double().flatten()
+    first = window.window.weights()[0]
+    assert float((first - start).abs().max()) < 0.1 * float(start.abs().max())
+
+
+def test_it_goes_on_from_what_it_has(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without some parts the others are kept, and the result is the same to the bit."""
+    before = (made / "analysis.json").read_bytes()
+    kept = (made / "arrays" / "hessian.npz").stat().st_mtime_ns
+    for name in ("walk", "pca", "noise"):
+        (made / "arrays" / f"{name}.npz").unlink()
+    said: list[str] = []
+    analyze(AnalyzeOptions(**SMALL), made, said.append)
+    assert (made / "analysis.json").read_bytes() == before
+    assert (made / "arrays" / "hessian.npz").stat().st_mtime_ns == kept
+    measured = [line for line in said if line.startswith("measuring")]
+    assert measured == ["measuring: walk", "measuring: pca", "measuring: noise"]
+
+
+def test_killed_at_any_moment_it_ends_the_same(made: Path, tmp_path: Path) -> None:
+    """SIGKILL after growing delays, then once more to the end."""
+    code = (
+        "import sys; from flatcl.analysis import analyze; "
+        "from flatcl.analysis_options import AnalyzeOptions; "
+        f"analyze(AnalyzeOptions(**{SMALL!r}), sys.argv[1])"
+    )
+    for delay in (2.5, 4.5):
+        run = subprocess.Popen([sys.executable, "-W", "ignore", "-c", code, str(tmp_path)])
+        time.sleep(delay)
+        run.send_signal(signal.SIGKILL)
+        run.wait()
+    analyze(AnalyzeOptions(**SMALL), tmp_path)
+    assert (tmp_path / "analysis.json").read_bytes() == (made / "analysis.json").read_bytes()
+
+
+def test_training_goes_on_from_a_checkpoint_bit_for_bit(tmp_path: Path) -> None:
+    options = AnalyzeOptions(**{**SMALL, "max_epochs": 6})
+    task = load_task(options)
+    whole = train(task, options, tmp_path / "whole.pt", lambda line: None)
+    half = AnalyzeOptions(**{**SMALL, "max_epochs": 3})
+    train(task, half, tmp_path / "half.pt", lambda line: None)
+    state = torch.load(tmp_path / "half.pt", weights_only=True)
+    state["end"] = None
+    torch.save(state, tmp_path / "half.pt")
+    rest = train(task, options, tmp_path / "half.pt", lambda line: None)
+    for a, b in zip(whole.network.parameters(), rest.network.parameters(), strict=True):
+        assert torch.equal(a, b)
+    assert rest.loss == whole.loss
+    assert rest.epochs == 6
+
+
+def test_the_stop_rule_is_the_loss_over_all_images(tmp_path: Path) -> None:
+    options = AnalyzeOptions(**{**SMALL, "loss": 0.5, "accuracy": 0.5, "max_epochs": 200})
+    task = load_task(options)
+    found = train(task, options, tmp_path / "train.pt", lambda line: None)
+    with torch.no_grad():
+        loss = torch.nn.functional.cross_entropy(found.network(task.x), task.y)
+    assert found.reached
+    assert found.loss == pytest.approx(float(loss), rel=1e-5)
+    assert found.loss < 0.5
+    assert found.epochs < 200
+
+
+def test_batches_deal_every_image_once_an_epoch_or_independently() -> None:
+    options = AnalyzeOptions(**SMALL)
+    task = load_task(options)
+    M = epoch_steps(task, options)
+    stream = batches(task, options, "shuffle", torch.Generator().manual_seed(0))
+    epochs = [torch.cat([next(stream) for _ in range(M)]) for _ in range(2)]
+    assert all(len(set(epoch.tolist())) == 300 for epoch in epochs)
+    assert not torch.equal(*epochs)
+    stream = batches(task, options, "replacement", torch.Generator().manual_seed(0))
+    assert len(set(torch.cat([next(stream) for _ in range(M)]).tolist())) < 300
+
+
+def test_without_its_panel_only_the_relation_is_made(tmp_path: Path) -> None:
+    found = analyze(AnalyzeOptions(**SMALL, panel=False), tmp_path)
+    assert list(found.relation.rows) == ["pca"]
+    assert not (tmp_path / "replacement").exists()
+    assert found.summary["psi_hessian"] is None
+    assert math.isfinite(found.summary["noise_curvature_exponent"])
+
+
+def test_seeds_differ_and_repeat() -> None:
+    task = load_task(AnalyzeOptions(**SMALL))
+    nets = [make_network(task, AnalyzeOptions(**SMALL, seed=seed)) for seed in (0, 0, 1)]
+    first = [next(net.parameters()) for net in nets]
+    assert torch.equal(first[0], first[1])
+    assert not torch.equal(first[0], first[2])
+
+
+def test_refusals(made: Path, tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match=r"analysis with another lr, seed.*another --out"):
+        analyze(AnalyzeOptions(**SMALL, seed=1, lr=0.2), made)
+    with pytest.raises(NonFiniteError, match="lower it"):
+        analyze(AnalyzeOptions(**SMALL, lr=1e6), tmp_path / "a")
+    with pytest.raises(DataError, match="no two batches"):
+        analyze(AnalyzeOptions(**SMALL, batch_size=200), tmp_path / "b")
+    (tmp_path / "bad.npz").write_bytes(b"PK")
+    with pytest.raises(DataError, match="remove it"):
+        load_arrays(tmp_path / "bad.npz")
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"lr": 0.0}, "lr is"),
+        ({"lr": math.nan}, "lr is"),
+        ({"batch_size": 0}, "batch-size is 0"),
+        ({"steps": 50}, "ten times as many"),
+        ({"hidden": (50,)}, "two whole numbers"),
+        ({"sampling": "sometimes"}, "shuffle, replacement"),
+        ({"directions": 3}, "directions is 3"),
+        ({"data": ""}, "give a name"),
+    ],
+)
+def test_options_are_checked(given: dict[str, object], message: str) -> None:
+    with pytest.raises(OptionError, match=message):
+        AnalyzeOptions(**given)
+
+
+def test_more_jobs_give_the_same_numbers(made: Path, tmp_path: Path) -> None:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    analyze(AnalyzeOptions(**{**SMALL, "jobs": 2}), tmp_path)
+    first, second = (json.loads((p / "analysis.json").read_text()) for p in (made, tmp_path))
+    assert first["relation"] == second["relation"]
