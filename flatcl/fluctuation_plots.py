@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 from torch import Tensor
 
 from flatcl.errors import OptionError
@@ -131,6 +132,31 @@ def plot_relation(pairs: Pairs, ax: Axes | None = None) -> Axes:
     return ax
 
 
+def plot_stiffness(pairs: Pairs, ax: Axes | None = None) -> Axes:
+    """Return axes with measured flatness against LDC's stiffness, and a quadratic's slope.
+
+    Args:
+        pairs: layer → (k [n], F [n]), nats/w² and w; censored widths are NaN and left out.
+        ax: where to draw; new axes if None.
+
+    Returns:
+        The axes.
+    """
+    ax = _axes(ax)
+    _scatter(ax, pairs)
+    k = np.concatenate([_numbers(x) for x, _ in pairs.values()])
+    F = np.concatenate([_numbers(y) for _, y in pairs.values()])
+    good = np.isfinite(F) & (F > 0) & (k > 0)
+    if good.any():
+        grid = np.geomspace(k[good].min(), k[good].max(), 2)
+        middle = np.exp(np.median(np.log(F[good] * k[good] ** 0.5)))
+        ax.plot(grid, middle * grid**-0.5, "--", color="0.3", lw=1, label="$F ∝ k^{-1/2}$")
+    ax.set(xlabel="stiffness $k$ (nats/w²)", ylabel="flatness $F$ (w)")
+    ax.set_title("Stiffness and flatness")
+    ax.legend(frameon=False, fontsize=7)
+    return ax
+
+
 def plot_noise(pairs: Pairs, ax: Axes | None = None) -> Axes:
     """Return axes with the minibatch gradient's variance against curvature.
 
@@ -203,6 +229,7 @@ def plot_annealing(
         axes.plot(x, middle, color=ink, marker=mark, lw=1.5)
         axes.fill_between(x, low, high, color=ink, alpha=0.2, linewidth=0)
         axes.set_yscale("log")
+        axes.yaxis.set_minor_formatter(NullFormatter())
     ax.set_xscale("log")
     ax.invert_xaxis()
     ax.set_xlabel("training loss (nats), falling")
@@ -231,4 +258,9 @@ def _scatter(ax: Axes, pairs: Pairs) -> None:
         ax.scatter(a[good], b[good], s=_SIZE, color=ink, marker=mark, alpha=0.6, linewidths=0)
         ax.plot([], [], mark, color=ink, label=name)
     ax.set(xscale="log", yscale="log")
+    for axis in (ax.xaxis, ax.yaxis):  # minor labels would overlap
+        low, high = axis.get_view_interval()
+        if high < 100 * low:
+            axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axis.set_minor_formatter(NullFormatter())
     ax.legend(frameon=False, fontsize=7)

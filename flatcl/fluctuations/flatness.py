@@ -170,7 +170,11 @@ def _crossings(
 
     def height(rows: Tensor, at: Tensor) -> Tensor:
         # ln L − ln target, +∞ where the loss is not finite.
-        found = surface.losses(centre + at.to(centre)[:, None] * rays[rows])
+        # As many points as are evaluated together: all rays at once would hold 2 k P numbers.
+        parts = zip(torch.split(rows, surface.rows), torch.split(at, surface.rows), strict=True)
+        found = torch.cat(
+            [surface.losses(centre + a.to(centre)[:, None] * rays[i]) for i, a in parts]
+        )
         found = found.nan_to_num(nan=math.inf, posinf=math.inf).clamp_min(tiny)
         return found.log() - math.log(target)
 

@@ -209,10 +209,10 @@ def _stationary(row: Row | None) -> str:
     if row is None:
         return ""
     if row.flatness is None or row.psi_ci95 is None:
+        width = f", {row.censored} of them without a width" if row.censored else ""
         return (
-            f"Only {row.directions} Hessian directions relax within the window (predicted τ < "
-            f"T/20), {row.censored} of them without a width: the stationary relation cannot be "
-            "tested here."
+            f"Of the Hessian directions measured {row.directions} relax within the window "
+            f"(predicted τ < T/20){width}: too few to test the stationary relation."
         )
     low, high = row.psi_ci95
     text = (

@@ -27,8 +27,8 @@ Keep = Callable[[str, Callable[[], Part]], Part]
 
 _MEMORY = 20.0  # a direction relaxes within the window if its τ is below T/20: bias ≤ 10 %
 _LEADING = 50  # Hessian directions that are all looked at; the others by their spacing
-_WANDER = 0.01  # of |w|: how far the Langevin control may walk in flat directions
-_LANGEVIN_LR = 0.5  # times 1/h of its sharpest direction
+_WANDER = 1e-4  # of |w|: how far the Langevin control may walk in flat directions
+_LANGEVIN_LR = 0.3  # times 1/h of its sharpest direction
 
 
 def _anew(name: str, make: Callable[[], Part]) -> Part:
@@ -62,7 +62,7 @@ class Study:
     twin: tuple[Tensor, LossSurface] | None = None
     directions: int = 100
     spacing: int = 10
-    langevin_samples: int = 500
+    langevin_samples: int = 1000
     seed: int = 0
     keep: Keep = field(default=_anew)
 
@@ -178,9 +178,9 @@ class Study:
         """Return the control in its Hessian's eigenvectors, and in its principal directions.
 
         Full gradients of a fixed subset with isotropic noise; Hessian and flatness are of the same
-        subset. The rate is half of 1/h of the sharpest direction, so that as many directions as can
-        relax within as many steps as the window has; the temperature is so low that the walk in
-        flat directions stays where the Hessian does.
+        subset. The rate is a share of 1/h of the sharpest direction, so that many directions relax
+        within as many steps as the window has; the temperature is so low that the walk in flat
+        directions leaves the Hessian as it is.
         """
         part = self.surface.subset(self.langevin_samples, self._generator(3))
         fast_arithmetic = part.to(torch.float32)

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -21,7 +22,7 @@ from flatcl.errors import DataError, NonFiniteError, OptionError
 from flatcl.fluctuations import VarianceFlatness, open_record
 from flatcl.trajectory import batches, epoch_steps, record, train
 
-SMALL = {
+SMALL: dict[str, Any] = {
     "hidden": (12, 12),
     "train_size": 300,
     "max_epochs": 12,
@@ -193,7 +194,7 @@ def test_refusals(made: Path, tmp_path: Path) -> None:
         ({"data": ""}, "give a name"),
     ],
 )
-def test_options_are_checked(given: dict[str, object], message: str) -> None:
+def test_options_are_checked(given: dict[str, Any], message: str) -> None:
     with pytest.raises(OptionError, match=message):
         AnalyzeOptions(**given)
 

@@ -440,8 +440,8 @@ def test_the_verdict_on_directions_that_relax(psi, said):
     assert f"]: {said}" in text
     few = row("hessian_predicted", directions=6, censored=1)
     text = result(row("pca", 2.0), few).verdict()
-    assert "Only 6 Hessian directions relax" in text
-    assert "1 of them without a width: the stationary relation cannot be tested here." in text
+    assert "Of the Hessian directions measured 6 relax" in text
+    assert "1 of them without a width: too few to test the stationary relation." in text
 
 
 def test_the_verdict_on_the_control_and_on_the_window():
