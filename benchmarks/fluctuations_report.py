@@ -6,6 +6,7 @@ import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -60,7 +61,8 @@ on is measured, fixed beforehand. Means ± 95 % t-intervals over seeds.
 _GRID = """## ψ and g over batch sizes and rates
 
 One seed each; training stopped at the paper's rule or after {epochs} epochs; ten epochs recorded
-(4000 steps or more); intervals are of the bootstrap over directions. No null panel here: what these
+(4000 steps or more); intervals are of the bootstrap over directions; T is the median effective
+temperature η C_ii / 2 over the principal directions. No null panel here: what these
 ψ prove, the panel above says.
 
 ![ψ and g over batch sizes and rates](../docs/fluctuations-grid.png)
@@ -126,18 +128,21 @@ def grid(folders: Sequence[Path]) -> str:
         config, low_high = run["config"], run["psi_ci95"]
         interval = "" if low_high is None else f" [{low_high[0]:.2f}, {low_high[1]:.2f}]"
         psi = "–" if run["psi"] is None else f"{run['psi']:.2f}{interval}"
+        points = json.loads((folder / "points.json").read_text(encoding="utf-8"))
+        temperature = 0.5 * config["lr"] * median(points["noise"]["c"])
         rows.append([
             config["data"],
             str(config["batch_size"]),
             f"{config['lr']:g}",
             psi,
             spread([run["noise_curvature_exponent_pca"]]).split(" ")[0],
+            f"{temperature:.1e}",
             f"{run['gamma']:.2f}",
             f"{run['psi_first_rank']}–{run['psi_last_rank']}",
             f"{run['train_loss']:.1e}",
             f"{run['epochs']}" + ("" if run["stop_rule_met"] else " (not met)"),
         ])  # fmt: skip
-    header = ["data", "B", "η", "ψ [95 %]", "g", "γ", "ranks", "loss", "epochs"]
+    header = ["data", "B", "η", "ψ [95 %]", "g", "T, nats", "γ", "ranks", "loss", "epochs"]
     return markdown_table(header, rows)
 
 

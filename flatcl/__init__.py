@@ -19,6 +19,8 @@ from flatcl.errors import (
 )
 
 if TYPE_CHECKING:
+    from flatcl.analysis import analyze as analyze
+    from flatcl.analysis_options import AnalyzeOptions as AnalyzeOptions
     from flatcl.core.engine import Landscape as Landscape
     from flatcl.core.options import LDCOptions as LDCOptions
     from flatcl.experiments import CompareOptions as CompareOptions
@@ -31,9 +33,12 @@ _LAZY = {
     "LDCOptions": "flatcl.core.options",
     "CompareOptions": "flatcl.experiments",
     "compare": "flatcl.experiments",
+    "AnalyzeOptions": "flatcl.analysis_options",
+    "analyze": "flatcl.analysis",
 }
 
 __all__ = [
+    "AnalyzeOptions",
     "CompareOptions",
     "DataError",
     "FlatclError",
@@ -44,6 +49,7 @@ __all__ = [
     "OptionError",
     "StateError",
     "__version__",
+    "analyze",
     "compare",
 ]
 

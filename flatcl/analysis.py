@@ -67,7 +67,15 @@ def analyze(options: AnalyzeOptions, out: str | Path, say: Say = lambda line: No
     """
     folder = Path(out)
     _claim(folder, options)
+    threads = torch.get_num_threads()
     torch.set_num_threads(1)  # of more cores, parts make better use than steps this small
+    try:
+        return _analyzed(options, folder, say)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _analyzed(options: AnalyzeOptions, folder: Path, say: Say) -> Analysis:
     task = load_task(options)
     trained = train(task, options, folder / "train.pt", say)
     bench = _Bench(options, folder, task, trained, say)

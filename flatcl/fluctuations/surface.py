@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
+from functools import reduce
 
 import torch
 from torch import Tensor, nn
@@ -114,8 +116,7 @@ class LossSurface:
         part = object.__new__(LossSurface)
         part.__dict__.update(self.__dict__)
         if size < len(self):
-            chosen = torch.randperm(len(self), generator=generator)[:size]
-            chosen = chosen.to(self.inputs.device)
+            chosen = torch.randperm(len(self), generator=generator)[:size].to(self.inputs.device)
             part.inputs, part.targets = self.inputs[chosen], self.targets[chosen]
         return part
 
@@ -126,11 +127,10 @@ class LossSurface:
             dtype: floating.
 
         Returns:
-            A surface with the same weights and data.
+            A surface of the same data.
         """
         other = object.__new__(LossSurface)
-        other.__dict__.update(self.__dict__)
-        other.dtype = dtype
+        other.__dict__.update(self.__dict__, dtype=dtype)
         other.inputs, other.targets = other._cast(self.inputs), other._cast(self.targets)
         other._fixed = {name: other._cast(t) for name, t in self._fixed.items()}
         other.reference = self.reference.to(dtype)
@@ -170,8 +170,8 @@ class LossSurface:
             Loss and standard error, nats.
         """
         losses = self.sample_losses(point).double()
-        error = losses.std() / len(losses) ** 0.5 if len(losses) > 1 else losses.new_zeros(())
-        return float(losses.mean()), float(error)
+        error = float(losses.std()) / len(losses) ** 0.5 if len(losses) > 1 else 0.0
+        return float(losses.mean()), error
 
     def gradient(self, point: Tensor) -> Tensor:
         """Return the gradient of the mean loss.
@@ -202,9 +202,9 @@ class LossSurface:
         x, y = self.inputs[chosen], self.targets[chosen]
         with evaluation_mode(self.model):
             if self.rows == 1:
-                each = [slope(point, a, b) for a, b in zip(x, y, strict=True)]
-                return torch.stack(each) / chosen.shape[1]
-            found: Tensor = vmap(slope, in_dims=(None, 0, 0), chunk_size=self.rows)(point, x, y)
+                found = torch.stack([slope(point, a, b) for a, b in zip(x, y, strict=True)])
+            else:
+                found = vmap(slope, in_dims=(None, 0, 0), chunk_size=self.rows)(point, x, y)
         return found / chosen.shape[1]
 
     def hessian_products(self, point: Tensor, vectors: Tensor) -> Tensor:
@@ -221,8 +221,7 @@ class LossSurface:
 
         def product(v: Tensor, x: Tensor, y: Tensor) -> Tensor:
             slope = grad(lambda w: self._total(w, x, y))
-            found: Tensor = jvp(slope, (point,), (v,))[1]
-            return found
+            return _derivative(slope, point, v)
 
         return self._sums(vectors, product) / len(self)
 
@@ -239,8 +238,7 @@ class LossSurface:
         point = self._points(point)[0]
 
         def slopes(v: Tensor, x: Tensor, y: Tensor) -> Tensor:
-            found: Tensor = jvp(lambda w: self._samples(w, x, y), (point,), (v,))[1]
-            return found
+            return _derivative(lambda w: self._samples(w, x, y), point, v)
 
         with torch.no_grad(), evaluation_mode(self.model):
             parts = [self._rowwise(slopes, self._points(vectors), x, y) for x, y in self._batches()]
@@ -248,13 +246,9 @@ class LossSurface:
 
     def _sums(self, rows: Tensor, f: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Tensor:
         rows = self._points(rows)
-        total: Tensor | None = None
         with torch.no_grad(), evaluation_mode(self.model):
-            for x, y in self._batches():
-                part = self._rowwise(f, rows, x, y).double()
-                total = part if total is None else total.add_(part)
-        assert total is not None
-        return total
+            parts = (self._rowwise(f, rows, x, y).double() for x, y in self._batches())
+            return reduce(Tensor.add_, parts)
 
     def _rowwise(
         self, f: Callable[[Tensor, Tensor, Tensor], Tensor], rows: Tensor, x: Tensor, y: Tensor
@@ -288,11 +282,19 @@ class LossSurface:
     def _points(self, points: Tensor) -> Tensor:
         rows = points.detach().to(self.reference).reshape(-1, points.shape[-1])
         if rows.shape[1] != self.size:
+            block = ", ".join(self.shapes)
             raise DataError(
-                f"points have {rows.shape[1]} weights, the block {', '.join(self.shapes)} has "
-                f"{self.size}"
+                f"points have {rows.shape[1]} weights, the block {block} has {self.size}"
             )
         return rows
 
     def _cast(self, tensor: Tensor) -> Tensor:
         return tensor.to(self.dtype) if tensor.is_floating_point() else tensor
+
+
+def _derivative(f: Callable[[Tensor], Tensor], point: Tensor, v: Tensor) -> Tensor:
+    """Return the derivative of f along v, by forward mode."""
+    with warnings.catch_warnings():  # torch warns of itself
+        warnings.filterwarnings("ignore", ".torch.jit.script. is deprecated", FutureWarning)
+        found: Tensor = jvp(f, (point,), (v,))[1]
+    return found
