@@ -14,7 +14,14 @@ from matplotlib.figure import Figure
 from scipy import stats
 from torch import Tensor
 
-from flatcl.fluctuation_plots import plot_noise, plot_relation, plot_spectrum, plot_times
+from flatcl.fluctuation_plots import (
+    plot_annealing,
+    plot_noise,
+    plot_profiles,
+    plot_relation,
+    plot_spectrum,
+    plot_times,
+)
 from flatcl.fluctuations import VarianceFlatness
 from flatcl.fluctuations.panel import SETTINGS
 from flatcl.io import write_bytes
@@ -57,6 +64,13 @@ without biases, B = 50, η = 0.1, trained to a loss below 5e-5, then ten epochs 
 step in float64; the 50 × 50 weights between the hidden layers. Flatness and Hessian are taken over
 10,000 images, always the same; noise over all. Of the principal directions every tenth rank from 11
 on is measured, fixed beforehand. Means ± 95 % t-intervals over seeds.
+"""
+_ANNEALING = """## Through training
+
+The leading 20 eigenvectors of the block's Hessian at falling losses of the same trainings, over 2000
+images: medians of the effective temperature T = η C_ii / 2, frozen weights, and of the flatness F.
+SGD does cool itself as the loss falls. At fixed weights F is a width in units of the loss itself,
+F ∝ (L₀/h)^½, and falls with it too: the *absolute* curvature is what says how flat it gets.
 """
 _GRID = """## ψ and g over batch sizes and rates
 
@@ -120,6 +134,32 @@ def panel(folders: Sequence[Path]) -> str:
     return "\n\n".join(parts)
 
 
+def annealing_table(folders: Sequence[Path]) -> str:
+    """Temperature and flatness as the training loss falls, each seed's own."""
+    lines = []
+    for folder in folders:
+        points = json.loads((folder / "points.json").read_text(encoding="utf-8"))
+        stages = {name: _rows(values) for name, values in points["stages"].items()}
+        for i, loss in enumerate(stages["loss"].tolist()):
+            h, T, F = (stages[name][i] for name in ("curvature", "temperature", "width"))
+            lines.append([
+                str(load(folder)["config"]["seed"]),
+                f"{loss:.1e}",
+                f"{float(h[0]):.2g}",
+                f"{float(T.median()):.1e}",
+                f"{float(F.nanmedian()):.2f}",
+            ])  # fmt: skip
+    header = ["seed", "loss, nats", "largest h, nats/w²", "T, nats", "F, w"]
+    return markdown_table(header, lines)
+
+
+def _rows(values: list[Any]) -> Tensor:
+    nan = float("nan")
+    if values and isinstance(values[0], list):
+        return torch.tensor([[nan if v is None else v for v in row] for row in values]).double()
+    return torch.tensor([nan if v is None else v for v in values]).double()
+
+
 def grid(folders: Sequence[Path]) -> str:
     """The table over batch sizes and rates."""
     rows = []
@@ -152,14 +192,13 @@ def panel_figure(folder: Path) -> None:
     run = load(folder)
 
     def numbers(part: str, name: str) -> Tensor:
-        listed = content[part][name]
-        return torch.tensor([float("nan") if v is None else v for v in listed]).double()
+        return _rows(content[part][name])
 
     def pairs(x: str, y: str, names: dict[str, str]) -> dict[str, tuple[Tensor, Tensor]]:
         return {label: (numbers(part, x), numbers(part, y)) for part, label in names.items()}
 
-    figure = Figure(figsize=(11, 8), layout="constrained")
-    axes = list(figure.subplots(2, 2).flat)
+    figure = Figure(figsize=(15, 8), layout="constrained")
+    axes = list(figure.subplots(2, 3).flat)
     plot_spectrum(numbers("pca", "spectrum"), axes[0])
     settings = {
         "pca": "SGD, principal directions",
@@ -173,6 +212,12 @@ def panel_figure(folder: Path) -> None:
     both = {"hessian": "Hessian eigenvectors", "pca": "principal directions"}
     times = pairs("curvature", "tau", both)
     plot_times(times, axes[3], lr=run["config"]["lr"], window=run["n_snapshots"])
+    shown = content["profiles"]
+    offsets, losses = (torch.tensor(shown[name]).double() for name in ("offsets", "losses"))
+    labels = [f"eigenvector {i + 1}" for i in shown["chosen"]]
+    plot_profiles(offsets, losses, axes[4], loss=shown["centre"][0], labels=labels)
+    stages = {name: _rows(values) for name, values in content["stages"].items()}
+    plot_annealing(stages["loss"], stages["temperature"], stages["width"], axes[5])
     _save(figure, DOCS / "fluctuations.png")
 
 
@@ -217,6 +262,7 @@ def render(seeds: Sequence[Path], cells: Sequence[Path], epochs: int) -> None:
     parts = []
     if seeds:
         parts += [_INTRODUCTION.format(seeds=len(seeds)), panel(seeds)]
+        parts += [_ANNEALING, annealing_table(seeds)]
         panel_figure(seeds[0])
     if cells:
         parts += [_GRID.format(epochs=epochs), grid(cells)]

@@ -1,0 +1,124 @@
+"""The study on landscapes with known answers, and annealing along them."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from flatcl import exact
+from flatcl.errors import DataError, OptionError, StateError
+from flatcl.fluctuations import LossSurface, Study, VarianceFlatness, annealing
+
+LR, P, STEPS, FLOOR = 0.1, 40, 1500, 1.0
+
+
+class Weights(nn.Module):
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.ones(size, dtype=torch.float64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.w - 1.0 - x
+
+
+def valley(h: Tensor, spread: Tensor, samples: int = 200) -> LossSurface:
+    """Mean loss 1 + Σ h w²/2 of quadratics whose centres scatter by ``spread``: C_ii = h² s²."""
+    generator = torch.Generator().manual_seed(0)
+    centres = torch.randn(samples, len(h), generator=generator, dtype=torch.float64)
+    centres = (centres - centres.mean(0)) / centres.std(0, unbiased=False) * spread
+    level = FLOOR - float((0.5 * h * spread**2).sum())
+
+    def loss(distance: Tensor, targets: Tensor) -> Tensor:
+        return level + 0.5 * (h * distance**2).sum(1)
+
+    return LossSurface(Weights(len(h)), centres, torch.zeros(samples), loss=loss)
+
+
+@pytest.fixture(scope="module")
+def study() -> Study:
+    h = torch.logspace(-1, math.log10(3.0), P, dtype=torch.float64)
+    surface = valley(h, 0.02 / h.sqrt())
+    generator = torch.Generator().manual_seed(1)
+    w, path = surface.reference.clone(), torch.empty(STEPS, P, dtype=torch.float64)
+    for t in range(-300, STEPS):
+        chosen = torch.randint(len(surface), (1, 5), generator=generator)
+        w = w - LR * surface.minibatch_gradients(w, chosen)[0]
+        if t >= 0:
+            path[t] = w
+    return Study(path, surface, surface, LR, 5, directions=20, spacing=1)
+
+
+def test_hessian_rows_have_the_planted_curvature_flatness_noise_and_variance(study: Study) -> None:
+    part = study.hessian()
+    h = torch.logspace(-1, math.log10(3.0), P, dtype=torch.float64).flip(0)
+    torch.testing.assert_close(part["eigenvalues"], h)
+    torch.testing.assert_close(part["curvature"], h[: len(part["curvature"])])
+    widths = torch.tensor([exact.flatness(FLOOR, float(k)) for k in h]).double()
+    torch.testing.assert_close(part["width"], widths[: len(part["width"])], rtol=2e-3, atol=0.0)
+    c = 0.02**2 * h * (200 - 5) / (199 * 5)  # h² s², of batches without replacement
+    torch.testing.assert_close(part["noise"], c[: len(part["noise"])], rtol=1e-9, atol=0.0)
+    sigma = torch.tensor(
+        [exact.stationary_variance(float(k), 0.02**2 * float(k) / 5, lr=LR) for k in h]
+    ).double()
+    ratio = part["variances"] / sigma[: len(part["variances"])]
+    assert 0.7 < float(ratio.median()) < 1.2
+
+
+def test_the_panel_has_its_known_answers(study: Study) -> None:
+    found = VarianceFlatness({row.name: row for row in study.rows()})
+    assert "replacement" not in found.rows
+    assert found.rows["langevin"].psi == pytest.approx(-2.0, abs=0.35)
+    stationary = found.rows["hessian_predicted"].psi
+    assert stationary is not None
+    assert abs(stationary) < 0.6  # C ∝ h: no relation at all
+    assert found.rows["random_basis"].flatness is not None
+    assert abs(found.rows["random_basis"].flatness.spearman) < 0.6
+    assert str(found).startswith("| setting")
+
+
+def test_parts_are_kept_by_name_and_made_once(study: Study) -> None:
+    kept: dict[str, dict[str, Tensor]] = {}
+    made: list[str] = []
+
+    def keep(name, make):
+        if name not in kept:
+            made.append(name)
+            kept[name] = make()
+        return kept[name]
+
+    again = Study(
+        study.snapshots, study.surface, study.surface, LR, 5, directions=20, spacing=1, keep=keep
+    )
+    first, second = again.rows(), again.rows()
+    assert first == second
+    assert len(made) == len(set(made))
+    assert set(made) == {"pca", "split", "detrended", "hessian", "walk", "random_basis", "langevin"}
+
+
+def test_without_its_panel_there_is_one_row(study: Study) -> None:
+    assert [row.name for row in study.rows(panel=False)] == ["pca"]
+
+
+def test_refusals(study: Study) -> None:
+    with pytest.raises(DataError, match=r"shape \(10, 7\); the surface's block has 40"):
+        Study(torch.zeros(10, 7), study.surface, study.surface, LR, 5)
+    with pytest.raises(OptionError, match="all must be above 0"):
+        Study(study.snapshots, study.surface, study.surface, 0.0, 5)
+    with pytest.raises(StateError, match="no twin"):
+        study.twin_principal()
+
+
+def test_annealing_gives_each_moments_temperature_and_width() -> None:
+    surfaces = [valley(torch.tensor([0.5, 1.0, 2.0]).double() * k, torch.ones(3)) for k in (1, 3)]
+    stages = annealing(surfaces, k=2, lr=LR, batch_size=4)
+    for stage, k in zip(stages, (1.0, 3.0), strict=True):
+        h = torch.tensor([2.0, 1.0]).double() * k
+        torch.testing.assert_close(stage.curvature, h, rtol=1e-8, atol=0.0)
+        c = h.square() / 4 * (200 - 4) / 199
+        torch.testing.assert_close(stage.temperature, 0.5 * LR * c, rtol=1e-8, atol=0.0)
+        widths = torch.tensor([exact.flatness(FLOOR, float(x)) for x in h]).double()
+        torch.testing.assert_close(stage.width, widths, rtol=2e-3, atol=0.0)
+        assert stage.loss == pytest.approx(FLOOR)
