@@ -67,10 +67,10 @@ on is measured, fixed beforehand. Means ± 95 % t-intervals over seeds.
 """
 _ANNEALING = """## Through training
 
-The leading 20 eigenvectors of the block's Hessian at falling losses of the same trainings, over 2000
-images: medians of the effective temperature T = η C_ii / 2, frozen weights, and of the flatness F.
-SGD does cool itself as the loss falls. At fixed weights F is a width in units of the loss itself,
-F ∝ (L₀/h)^½, and falls with it too: the *absolute* curvature is what says how flat it gets.
+The leading 20 eigenvectors of the block's Hessian at falling losses of the training of seed 0, over
+2000 images: medians of the effective temperature T = η C_ii / 2 at frozen weights, and of the
+flatness F. F is a width in units of the loss at hand, F ∝ (L₀/h)^½ in a parabola: it changes with
+L₀ as much as with the curvature, and is to be read beside the largest h.
 """
 _GRID = """## ψ and g over batch sizes and rates
 
@@ -134,23 +134,16 @@ def panel(folders: Sequence[Path]) -> str:
     return "\n\n".join(parts)
 
 
-def annealing_table(folders: Sequence[Path]) -> str:
-    """Temperature and flatness as the training loss falls, each seed's own."""
+def annealing_table(folder: Path) -> str:
+    """Temperature and flatness as the training loss falls."""
+    points = json.loads((folder / "points.json").read_text(encoding="utf-8"))
+    stages = {name: _rows(values) for name, values in points["stages"].items()}
     lines = []
-    for folder in folders:
-        points = json.loads((folder / "points.json").read_text(encoding="utf-8"))
-        stages = {name: _rows(values) for name, values in points["stages"].items()}
-        for i, loss in enumerate(stages["loss"].tolist()):
-            h, T, F = (stages[name][i] for name in ("curvature", "temperature", "width"))
-            lines.append([
-                str(load(folder)["config"]["seed"]),
-                f"{loss:.1e}",
-                f"{float(h[0]):.2g}",
-                f"{float(T.median()):.1e}",
-                f"{float(F.nanmedian()):.2f}",
-            ])  # fmt: skip
-    header = ["seed", "loss, nats", "largest h, nats/w²", "T, nats", "F, w"]
-    return markdown_table(header, lines)
+    for i, loss in enumerate(stages["loss"].tolist()):
+        h, T, F = (stages[name][i] for name in ("curvature", "temperature", "width"))
+        T_F = (f"{float(T.median()):.1e}", f"{float(F.nanmedian()):.2f}")
+        lines.append([f"{loss:.1e}", f"{float(h[0]):.2g}", *T_F])
+    return markdown_table(["loss, nats", "largest h, nats/w²", "T, nats", "F, w"], lines)
 
 
 def _rows(values: list[Any]) -> Tensor:
@@ -262,7 +255,7 @@ def render(seeds: Sequence[Path], cells: Sequence[Path], epochs: int) -> None:
     parts = []
     if seeds:
         parts += [_INTRODUCTION.format(seeds=len(seeds)), panel(seeds)]
-        parts += [_ANNEALING, annealing_table(seeds)]
+        parts += [_ANNEALING, annealing_table(seeds[0])]
         panel_figure(seeds[0])
     if cells:
         parts += [_GRID.format(epochs=epochs), grid(cells)]

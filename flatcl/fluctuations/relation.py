@@ -227,12 +227,23 @@ def _stationary(row: Row | None) -> str:
 
 
 def _control(langevin: Row | None, blended: Row | None) -> str:
-    if langevin is None or langevin.psi_ci95 is None:
+    if langevin is None or langevin.psi_ci95 is None or langevin.curvature is None:
         return ""
     low, high = langevin.psi_ci95
-    near = low - _NEAR <= _EQUILIBRIUM <= high + _NEAR
+    k = langevin.curvature
     text = f"The Langevin control gives ψ = {langevin.psi:.2f} where theory has −2"
-    text += "" if near else ", so that the measurement itself is in doubt"
+    if not _equilibrium(low, high):
+        if _equilibrium(2 * k.low, 2 * k.high):
+            text += (
+                f", and 2k = {2 * k.exponent:.2f} against the curvature: the variances are right, "
+                "but F is not ∝ h^(−1/2), as the valleys are no parabolas out to their e-fold"
+            )
+        else:
+            text += ", so that the measurement itself is in doubt"
     if blended is not None and blended.psi is not None:
         text += f" ({blended.psi:.2f} in its principal directions)"
     return f"{text}."
+
+
+def _equilibrium(low: float, high: float) -> bool:
+    return low - _NEAR <= _EQUILIBRIUM <= high + _NEAR

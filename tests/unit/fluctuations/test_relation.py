@@ -450,8 +450,13 @@ def test_the_verdict_on_the_control_and_on_the_window():
     assert "The Langevin control gives ψ = -1.90 where theory has −2 (-1.97 in its" in good
     assert "in doubt" not in good
     for psi, doubted in ((-1.66, False), (-1.64, True), (-2.34, False), (-2.36, True), (1.0, True)):
-        text = result(pca, row("langevin", psi)).verdict()
+        alone = replace(row("langevin", psi), curvature=fit(0.0, 0.1))  # no relation with h
+        text = result(pca, alone).verdict()
         assert ("so that the measurement itself is in doubt" in text) == doubted
+    steep = replace(row("langevin", -3.1), curvature=row("langevin", -2.1).curvature)
+    text = result(pca, steep).verdict()
+    assert "ψ = -3.10 where theory has −2, and 2k = -2.10 against the curvature" in text
+    assert "in doubt" not in text
     assert "Langevin" not in result(pca, row("langevin")).verdict()
     moving = result(pca, stationarity=1.8).verdict()
     assert "The window is not stationary: σ²(T)/σ²(T/2) is 1.80 in the median" in moving
