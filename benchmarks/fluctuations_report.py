@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import io
 import json
+import math
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import torch
@@ -14,6 +14,8 @@ from matplotlib.figure import Figure
 from scipy import stats
 from torch import Tensor
 
+from benchmarks.fluctuations_grid import INTRODUCTION, grid, grid_figure
+from benchmarks.fluctuations_runs import DOCS, load, save, spread
 from flatcl.fluctuation_plots import (
     plot_annealing,
     plot_noise,
@@ -22,13 +24,12 @@ from flatcl.fluctuation_plots import (
     plot_spectrum,
     plot_times,
 )
-from flatcl.fluctuations import VarianceFlatness
+from flatcl.fluctuations import VarianceFlatness, power_fit
 from flatcl.fluctuations.panel import SETTINGS
 from flatcl.io import write_bytes
 from flatcl.tables import markdown_table
 
 HERE = Path(__file__).parent
-DOCS = HERE.parent / "docs"
 # Feng & Tu, PNAS 118 (2021): fact → what is published.
 PUBLISHED = {
     "gamma": "2 to 3, ranks 20 and on",
@@ -72,35 +73,6 @@ The leading 20 eigenvectors of the block's Hessian at falling losses of the trai
 flatness F. F is a width in units of the loss at hand, F ∝ (L₀/h)^½ in a parabola: it changes with
 L₀ as much as with the curvature, and is to be read beside the largest h.
 """
-_GRID = """## ψ and g over batch sizes and rates
-
-One seed each; training stopped at the paper's rule or after {epochs} epochs; ten epochs recorded
-(4000 steps or more); intervals are of the bootstrap over directions; T is the median effective
-temperature η C_ii / 2 over the principal directions. No null panel here: what these
-ψ prove, the panel above says.
-
-![ψ and g over batch sizes and rates](../docs/fluctuations-grid.png)
-"""
-
-
-def load(folder: Path) -> dict[str, Any]:
-    """The summary of one run."""
-    content: dict[str, Any] = json.loads((folder / "analysis.json").read_text(encoding="utf-8"))
-    return content
-
-
-def spread(values: Sequence[float | None], digits: int = 2) -> str:
-    """Mean and half-width of the 95 % t-interval, and of how many."""
-    known = [v for v in values if v is not None]
-    if not known:
-        return "–"
-    mean = sum(known) / len(known)
-    form = f"{{:.{digits}f}}" if 0.01 <= abs(mean) < 1e4 or mean == 0 else "{:.2g}"
-    if len(known) < 2:
-        return form.format(mean) + f" ({len(known)} of {len(values)})"
-    error = stats.sem(known) * stats.t.ppf(0.975, len(known) - 1)
-    few = "" if len(known) == len(values) else f" ({len(known)} of {len(values)})"
-    return f"{form.format(mean)} ± {form.format(error)}{few}"
 
 
 def panel(folders: Sequence[Path]) -> str:
@@ -134,6 +106,59 @@ def panel(folders: Sequence[Path]) -> str:
     return "\n\n".join(parts)
 
 
+def reading(folders: Sequence[Path]) -> str:
+    """What survives its null, from the numbers."""
+    relations = [VarianceFlatness.from_dict(load(folder)["relation"]) for folder in folders]
+
+    def psi(name: str) -> tuple[float, float, str]:
+        values = [r.rows[name].psi for r in relations]
+        known = [v for v in values if v is not None]
+        if not known:
+            return math.nan, math.nan, "too few directions"
+        mean = sum(known) / len(known)
+        error = stats.sem(known) * stats.t.ppf(0.975, len(known) - 1) if len(known) > 1 else 0.0
+        return mean, error, spread(values)
+
+    main, walk, other, hessian = (psi(n) for n in ("pca", "walk", "pca_split", "hessian"))
+    gammas = [_walk_gamma(folder) for folder in folders]
+    ours = spread([load(folder)["gamma"] for folder in folders])
+    relaxing = [r.rows["hessian_predicted"].directions for r in relations]
+    beaten = walk[0] >= main[0] - main[1] - walk[1]
+    lines = [
+        f"ψ in principal directions is {main[2]} (published: about 4). Noise at frozen weights, "
+        f"with no force at all, has {walk[2]}: "
+        + (
+            "**the relation does not survive its null**; it needs no landscape that holds weights."
+            if beaten
+            else "the relation is steeper than its null."
+        ),
+        f"γ is {ours} (published: 2 to 3); the same noise without a force has {spread(gammas)}. "
+        "The spectrum tells how noise is shared among directions, not how they are held.",
+        f"Directions that are chosen in one half of the window have, in the other, ψ = {other[2]}: "
+        "sorting by a sample's variance makes part of the relation.",
+        f"In eigenvectors of the Hessian ψ is {hessian[2]}"
+        + (
+            ": none beyond its error between seeds."
+            if abs(hessian[0]) <= hessian[1]
+            else ": far from that of principal directions, which blend sharp and flat ones."
+        ),
+        f"Of the Hessian directions measured {min(relaxing)} to {max(relaxing)} a seed relax "
+        "within the window (1/(ηh) < T/20): at this loss the valley is so flat that ten epochs "
+        "cannot show a stationary state, whatever ψ is fitted.",
+    ]
+    return "\n".join(textwrap.fill(f"- {line}", 98, subsequent_indent="  ") for line in lines)
+
+
+def _walk_gamma(folder: Path) -> float:
+    """γ of the walk's own spectrum, over the ranks that were kept."""
+    points = json.loads((folder / "points.json").read_text(encoding="utf-8"))
+    spacing = load(folder)["config"]["spacing"]
+    variances = torch.tensor(points["walk"]["variances"]).double()
+    ranks = torch.arange(1, len(variances) + 1).double() * spacing + 1
+    fit = power_fit(ranks[ranks >= 20], variances[ranks >= 20])
+    return math.nan if fit is None else -fit.exponent
+
+
 def annealing_table(folder: Path) -> str:
     """Temperature and flatness as the training loss falls."""
     points = json.loads((folder / "points.json").read_text(encoding="utf-8"))
@@ -151,32 +176,6 @@ def _rows(values: list[Any]) -> Tensor:
     if values and isinstance(values[0], list):
         return torch.tensor([[nan if v is None else v for v in row] for row in values]).double()
     return torch.tensor([nan if v is None else v for v in values]).double()
-
-
-def grid(folders: Sequence[Path]) -> str:
-    """The table over batch sizes and rates."""
-    rows = []
-    for folder in folders:
-        run = load(folder)
-        config, low_high = run["config"], run["psi_ci95"]
-        interval = "" if low_high is None else f" [{low_high[0]:.2f}, {low_high[1]:.2f}]"
-        psi = "–" if run["psi"] is None else f"{run['psi']:.2f}{interval}"
-        points = json.loads((folder / "points.json").read_text(encoding="utf-8"))
-        temperature = 0.5 * config["lr"] * median(points["noise"]["c"])
-        rows.append([
-            config["data"],
-            str(config["batch_size"]),
-            f"{config['lr']:g}",
-            psi,
-            spread([run["noise_curvature_exponent_pca"]]).split(" ")[0],
-            f"{temperature:.1e}",
-            f"{run['gamma']:.2f}",
-            f"{run['psi_first_rank']}–{run['psi_last_rank']}",
-            f"{run['train_loss']:.1e}",
-            f"{run['epochs']}" + ("" if run["stop_rule_met"] else " (not met)"),
-        ])  # fmt: skip
-    header = ["data", "B", "η", "ψ [95 %]", "g", "T, nats", "γ", "ranks", "loss", "epochs"]
-    return markdown_table(header, rows)
 
 
 def panel_figure(folder: Path) -> None:
@@ -211,42 +210,7 @@ def panel_figure(folder: Path) -> None:
     plot_profiles(offsets, losses, axes[4], loss=shown["centre"][0], labels=labels)
     stages = {name: _rows(values) for name, values in content["stages"].items()}
     plot_annealing(stages["loss"], stages["temperature"], stages["width"], axes[5])
-    _save(figure, DOCS / "fluctuations.png")
-
-
-def grid_figure(folders: Sequence[Path]) -> None:
-    """ψ and g against batch size, one line a rate and data set."""
-    figure = Figure(figsize=(10, 4), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    inks = {0.05: "#56B4E9", 0.1: "#0072B2", 0.2: "#000000"}
-    styles = {"mnist": ("-", "o"), "fashion": ("--", "s")}
-    lines: dict[tuple[str, float], list[dict[str, Any]]] = {}
-    for folder in folders:
-        run = load(folder)
-        lines.setdefault((run["config"]["data"], run["config"]["lr"]), []).append(run)
-    for (data, lr), runs in lines.items():
-        style, mark = styles[data]
-        label = f"{data}, η = {lr:g}"
-        known = [run for run in runs if run["psi"] is not None]
-        B = [run["config"]["batch_size"] for run in known]
-        psi = [run["psi"] for run in known]
-        low = [run["psi"] - run["psi_ci95"][0] for run in known]
-        high = [run["psi_ci95"][1] - run["psi"] for run in known]
-        left.errorbar(
-            B, psi, yerr=[low, high], color=inks[lr], ls=style, marker=mark, capsize=2, label=label
-        )
-        g = [run["noise_curvature_exponent_pca"] for run in known]
-        right.plot(B, g, color=inks[lr], ls=style, marker=mark, label=label)
-    left.axhline(4.0, color="0.5", ls=":", lw=1)
-    left.annotate("published", (0.99, 4.0), xycoords=("axes fraction", "data"), ha="right")
-    left.set(ylabel="ψ, bars: 95 % over directions")
-    right.set(ylabel="g, noise ∝ curvature$^g$ (principal directions)")
-    for axes in (left, right):
-        axes.set(xlabel="batch size B (images)", xscale="log")
-        axes.set_xticks([25, 50, 100, 200], labels=["25", "50", "100", "200"])
-        axes.minorticks_off()
-    right.legend(frameon=False, fontsize=8)
-    _save(figure, DOCS / "fluctuations-grid.png")
+    save(figure, DOCS / "fluctuations.png")
 
 
 def render(seeds: Sequence[Path], cells: Sequence[Path], epochs: int) -> None:
@@ -254,16 +218,10 @@ def render(seeds: Sequence[Path], cells: Sequence[Path], epochs: int) -> None:
     seeds, cells = ([f for f in fs if (f / "analysis.json").exists()] for fs in (seeds, cells))
     parts = []
     if seeds:
-        parts += [_INTRODUCTION.format(seeds=len(seeds)), panel(seeds)]
+        parts += [_INTRODUCTION.format(seeds=len(seeds)), reading(seeds), panel(seeds)]
         parts += [_ANNEALING, annealing_table(seeds[0])]
         panel_figure(seeds[0])
     if cells:
-        parts += [_GRID.format(epochs=epochs), grid(cells)]
+        parts += [INTRODUCTION.format(epochs=epochs), grid(cells)]
         grid_figure(cells)
     write_bytes(HERE / "FLUCTUATIONS.md", ("\n\n".join(parts) + "\n").encode())
-
-
-def _save(figure: Figure, path: Path) -> None:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110, metadata={"Software": None})
-    write_bytes(path, buffer.getvalue())

@@ -18,9 +18,8 @@ from avalanche.training.templates import SupervisedTemplate  # noqa: E402
 __all__ = ["RecordPlugin"]
 
 
-class RecordPlugin(
-    BasePlugin
-):  # the base without per-step hooks: an empty hook costs a call a step
+# The base without per-step hooks: an empty hook costs a call a step.
+class RecordPlugin(BasePlugin):
     """Records each experience of a strategy, with a recorder of its own.
 
     What it records is the state after the plugins before it in the strategy's list: beside
