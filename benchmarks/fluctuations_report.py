@@ -142,11 +142,18 @@ def reading(folders: Sequence[Path]) -> str:
             if abs(hessian[0]) <= hessian[1]
             else ": far from that of principal directions, which blend sharp and flat ones."
         ),
-        f"Of the Hessian directions measured {min(relaxing)} to {max(relaxing)} a seed relax "
-        "within the window (1/(ηh) < T/20): at this loss the valley is so flat that ten epochs "
-        "cannot show a stationary state, whatever ψ is fitted.",
+        f"Of the Hessian directions measured {_count(relaxing)} within the window (1/(ηh) < T/20): "
+        "at this loss the valley is so flat that ten epochs cannot show a stationary state, "
+        "whatever ψ is fitted.",
     ]
     return "\n".join(textwrap.fill(f"- {line}", 98, subsequent_indent="  ") for line in lines)
+
+
+def _count(numbers: Sequence[int]) -> str:
+    low, high = min(numbers), max(numbers)
+    if high == 0:
+        return "not one relaxes"
+    return f"{low} relax" if low == high else f"{low} to {high} a seed relax"
 
 
 def _walk_gamma(folder: Path) -> float:

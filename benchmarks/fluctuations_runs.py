@@ -28,7 +28,7 @@ def spread(values: Sequence[float | None], digits: int = 2) -> str:
     if not known:
         return "–"
     mean = sum(known) / len(known)
-    form = f"{{:.{digits}f}}" if 0.01 <= abs(mean) < 1e4 or mean == 0 else "{:.2g}"
+    form = f"{{:.{digits}f}}" if 0.1 <= abs(mean) < 1e5 or mean == 0 else "{:.2g}"
     if len(known) < 2:
         return form.format(mean) + f" ({len(known)} of {len(values)})"
     error = stats.sem(known) * stats.t.ppf(0.975, len(known) - 1)

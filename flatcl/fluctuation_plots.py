@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 from torch import Tensor
@@ -229,7 +230,7 @@ def plot_annealing(
         axes.plot(x, middle, color=ink, marker=mark, lw=1.5)
         axes.fill_between(x, low, high, color=ink, alpha=0.2, linewidth=0)
         axes.set_yscale("log")
-        axes.yaxis.set_minor_formatter(NullFormatter())
+        _few_labels(axes.yaxis)
     ax.set_xscale("log")
     ax.invert_xaxis()
     ax.set_xlabel("training loss (nats), falling")
@@ -258,9 +259,14 @@ def _scatter(ax: Axes, pairs: Pairs) -> None:
         ax.scatter(a[good], b[good], s=_SIZE, color=ink, marker=mark, alpha=0.6, linewidths=0)
         ax.plot([], [], mark, color=ink, label=name)
     ax.set(xscale="log", yscale="log")
-    for axis in (ax.xaxis, ax.yaxis):  # minor labels would overlap
-        low, high = axis.get_view_interval()
-        if high < 100 * low:
-            axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-        axis.set_minor_formatter(NullFormatter())
+    _few_labels(ax.xaxis)
+    _few_labels(ax.yaxis)
     ax.legend(frameon=False, fontsize=7)
+
+
+def _few_labels(axis: Axis) -> None:
+    # Labels of minor ticks would overlap; over less than two decades, 1, 2 and 5 have one.
+    low, high = axis.get_view_interval()
+    if high < 100 * low:
+        axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=15))
+    axis.set_minor_formatter(NullFormatter())
