@@ -19,6 +19,8 @@ from typing import Any
 from benchmarks.streams import SHORT, stream_options
 from flatcl import CompareOptions, compare
 from flatcl.io import write_bytes
+from flatcl.options import names
+from flatcl.protocol import METHODS
 from flatcl.tables import markdown_table
 
 HERE = Path(__file__).parent
@@ -186,7 +188,10 @@ def main() -> None:
         "--keep", default="", metavar="METHODS", help="take runs of these that earlier code made"
     )
     chosen = parser.parse_args()
-    keep = chosen.keep.split(",")
+    keep = names(chosen.keep)
+    strange = [method for method in keep if method not in METHODS]
+    if strange:
+        parser.error(f"there is no method {strange[0]!r} to keep; choose from {', '.join(METHODS)}")
     unknown = [name for name in chosen.names if name not in known]
     if unknown:
         parser.error(f"there is no comparison {unknown[0]!r}; choose from {', '.join(known)}")
