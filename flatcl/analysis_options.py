@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from flatcl.options import Options, option, size, widths
 
 LEAST_STEPS = 4000
+_LEAST = 8  # directions: fewer give no exponent
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +74,8 @@ class AnalyzeOptions(Options):
             self._refuse("steps", f"give ten times as many as directions, {self.directions}")
         if len(self.hidden) < 2 or not all(isinstance(n, int) and n >= 1 for n in self.hidden):
             self._refuse("hidden", "give two whole numbers or more, e.g. 50,50")
+        if _LEAST * self.spacing >= self.hidden[-1] * self.hidden[-2]:
+            self._refuse("spacing", f"{_LEAST} directions so far apart need more hidden weights")
 
     def headline(self) -> str:
         """Return one line that names the data, the network and the training.

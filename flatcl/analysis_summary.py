@@ -41,16 +41,18 @@ def facts_of(
     pca = study.principal()
     variances, total = pca["spectrum"], float(pca["total"])
     last = min(_PAPER_LAST, len(variances))
-    law = power_law(variances, first=_PAPER_FIRST, last=last)
+    many = last >= _SHARE  # fewer, of a small layer, give neither a law nor the paper's share
+    law = power_law(variances, first=_PAPER_FIRST, last=last) if many else None
+    share = variance_share(variances, first=2, last=_SHARE, total=total) if many else None
     noise = power_fit(pca["curvature"], study.noise(), seed=options.seed)
     facts: Facts = {
         "psi_first_rank": options.spacing + 1,
         "psi_last_rank": options.spacing * len(pca["width"]) + 1,
-        "gamma": law.gamma,
-        "gamma_first_rank": law.first,
-        "gamma_last_rank": law.last,
+        "gamma": None if law is None else law.gamma,
+        "gamma_first_rank": None if law is None else law.first,
+        "gamma_last_rank": None if law is None else law.last,
         "variance_fraction_pc1": float(variances[0]) / total,
-        "variance_fraction_pc2_35": variance_share(variances, first=2, last=_SHARE, total=total),
+        "variance_fraction_pc2_35": share,
         "participation_ratio": participation_ratio(variances),
         "cos_p1_mean_weights": float(pca["cos_mean"][0]),
         "cos_p1_drift": float(pca["cos_drift"][0]),

@@ -161,6 +161,14 @@ def test_without_its_panel_only_the_relation_is_made(tmp_path: Path) -> None:
     assert math.isfinite(found.summary["noise_curvature_exponent"])
 
 
+def test_a_layer_of_few_weights_has_no_law_but_a_result(tmp_path: Path) -> None:
+    small = {**SMALL, "hidden": (6, 5), "directions": 10, "spacing": 2, "panel": False}
+    summary = analyze(AnalyzeOptions(**small), tmp_path).summary
+    assert summary["gamma"] is None
+    assert summary["variance_fraction_pc2_35"] is None
+    assert summary["psi"] is not None
+
+
 def test_seeds_differ_and_repeat() -> None:
     task = load_task(AnalyzeOptions(**SMALL))
     nets = [make_network(task, AnalyzeOptions(**SMALL, seed=seed)) for seed in (0, 0, 1)]
@@ -189,6 +197,7 @@ def test_refusals(made: Path, tmp_path: Path) -> None:
         ({"batch_size": 0}, "batch-size is 0"),
         ({"steps": 50}, "ten times as many"),
         ({"hidden": (50,)}, "two whole numbers"),
+        ({"hidden": (8, 9)}, "spacing is 10: 8 directions so far apart need more"),
         ({"sampling": "sometimes"}, "shuffle, replacement"),
         ({"directions": 3}, "directions is 3"),
         ({"data": ""}, "give a name"),
