@@ -170,7 +170,7 @@ class _Bench:
         found = record(self.trained, task, options, self.folder / sampling, sampling)
         whole = surface_at(found.mean, task, options)
         generator = torch.Generator().manual_seed(derive_seed(options.seed, "subset"))
-        return found, whole.subset(options.subset, generator), whole
+        return found, whole.subset(min(options.subset, len(whole) // 2), generator), whole
 
 
 def _make(options: AnalyzeOptions, folder: Path, name: str) -> str:
@@ -271,7 +271,7 @@ def _stages(bench: _Bench) -> Part:
     for weights in [*(weights for _, weights in bench.trained.stages), last]:
         generator = torch.Generator().manual_seed(derive_seed(options.seed, "stages"))
         whole = surface_at(weights, bench.task, options)
-        surfaces.append(whole.subset(_STAGE_SAMPLES, generator))
+        surfaces.append(whole.subset(min(_STAGE_SAMPLES, len(whole) // 2), generator))
     found = annealing(surfaces, k=_STAGE_DIRECTIONS, lr=options.lr, batch_size=options.batch_size)
     return {
         "loss": torch.tensor([stage.loss for stage in found], dtype=torch.float64),

@@ -47,7 +47,9 @@ class AnalyzeOptions(Options):
     loss: float = option(5e-5, "train until the mean loss is below this", float)
     accuracy: float = option(0.99, "and training accuracy above this", float)
     max_epochs: int = option(1000, "but no longer", int)
-    subset: int = option(10000, "images, at most, that flatness and Hessian are taken over", int)
+    subset: int = option(
+        10000, "images that flatness and Hessian are taken over, half of all at most", int
+    )
     directions: int = option(100, "directions that flatness is measured along", int)
     spacing: int = option(10, "of their ranks; the first rank, a drift, is left out", int)
     panel: bool = option(True, "no null controls, only the relation itself")

@@ -28,6 +28,7 @@ Keep = Callable[[str, Callable[[], Part]], Part]
 _MEMORY = 20.0  # a direction relaxes within the window if its τ is below T/20: bias ≤ 10 %
 _LEADING = 50  # Hessian directions that are all looked at; the others by their spacing
 _WANDER = 1e-4  # of |w|: how far the Langevin control may walk in flat directions
+_LEFT, _SLOWER = 5.0, 3  # times as far as it may walk; slower attempts
 _LANGEVIN_LR = 0.3  # times 1/h of its sharpest direction
 
 
@@ -146,8 +147,7 @@ class Study:
 
     def noise(self) -> Tensor:
         """Return the minibatch gradient's variance along the principal directions, nats²/w²."""
-        part = self.keep("noise", lambda: {"c": self._noise(self.principal()["directions"])})
-        return part["c"]
+        return self.keep("noise", lambda: {"c": self._noise(self.principal()["directions"])})["c"]
 
     def random_basis(self) -> Part:
         """Return what is measured along directions drawn at random."""
@@ -182,17 +182,17 @@ class Study:
         within as many steps as the window has; the temperature is so low that the walk in flat
         directions leaves the Hessian as it is.
         """
-        part = self.surface.subset(self.langevin_samples, self._generator(3))
+        samples = max(1, min(self.langevin_samples, len(self.surface) // 2))
+        part = self.surface.subset(samples, self._generator(3))
         fast_arithmetic = part.to(torch.float32)
         steps = len(self.snapshots)
+        wander = _WANDER * float(part.reference.norm())
 
         def path(lr: float) -> Tensor:
-            walked = (_WANDER * float(part.reference.norm())) ** 2
-            temperature = walked / (2.0 * lr * 2 * steps * part.size)
             return langevin(
                 fast_arithmetic,
                 lr=lr,
-                temperature=temperature,
+                temperature=wander**2 / (2.0 * lr * 2 * steps * part.size),
                 steps=steps,
                 burn_in=steps,
                 generator=self._generator(4),
@@ -202,6 +202,12 @@ class Study:
             found = hessian_directions(part)
             lr = _LANGEVIN_LR / float(found.values[0])
             snapshots = path(lr)
+            for _ in range(_SLOWER):
+                # Sharper kinks nearby can make the rate unstable: it has left its valley then.
+                if float((snapshots[-1] - part.reference).norm()) < _LEFT * wander:
+                    break
+                lr /= 3.0
+                snapshots = path(lr)
             fast = int((found.values > _MEMORY / (lr * steps)).sum())
             stride = max(1, fast // self.directions)
             eigen = along(snapshots, found.vectors[:fast:stride][: self.directions], part)

@@ -26,7 +26,7 @@ SMALL: dict[str, Any] = {
     "hidden": (12, 12),
     "train_size": 300,
     "max_epochs": 12,
-    "steps": 400,
+    "steps": 800,
     "subset": 200,
     "directions": 20,
     "spacing": 4,
@@ -53,7 +53,7 @@ def test_everything_is_written_and_agrees(made: Path) -> None:
     relation = VarianceFlatness.from_dict(summary["relation"])
     assert summary["psi"] == relation.rows["pca"].psi
     assert summary["psi_fit_range"] == [5, 4 * relation.rows["pca"].directions + 1]
-    assert summary["n_snapshots"] == 400
+    assert summary["n_snapshots"] == 800
     assert set(relation.rows) >= {"hessian", "walk", "langevin", "random_basis", "replacement"}
     points = json.loads((made / "points.json").read_text())
     pca = load_arrays(made / "arrays" / "pca.npz")
