@@ -73,8 +73,8 @@ def grid_figure(folders: Sequence[Path]) -> None:
         )
         g = [run["noise_curvature_exponent_pca"] for run in known]
         right.plot(B, g, color=inks[lr], ls=style, marker=mark, label=label)
-    left.axhline(4.0, color="0.5", ls=":", lw=1)
-    left.annotate("published", (0.99, 4.0), xycoords=("axes fraction", "data"), ha="right")
+    published = left.axhline(4.0, color="0.5", ls=":", lw=1, label="published, B = 50, η = 0.1")
+    left.legend(handles=[published], frameon=False, fontsize=8)
     left.set(ylabel="ψ, bars: 95 % over directions")
     right.set(ylabel="g, noise ∝ curvature$^g$ (principal directions)")
     for axes in (left, right):
