@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,6 +18,7 @@ from flatcl.fluctuation_plots import plot_stiffness
 from flatcl.fluctuations import power_fit
 from flatcl.fluctuations.ranking import rank_correlation
 from flatcl.io import write_bytes
+from flatcl.plots import png
 from flatcl.tables import markdown_table
 
 Row = dict[str, Any]
@@ -341,6 +341,4 @@ def figure(rows: Sequence[Row], path: Path) -> None:
             pairs[label] = (c["k"], c["width"])
         plot_stiffness(pairs, axes)
         axes.set_title(f"{stream}, source “{source}”")
-    buffer = io.BytesIO()
-    drawn.savefig(buffer, format="png", dpi=110, metadata={"Software": None})
-    write_bytes(path, buffer.getvalue())
+    write_bytes(path, png(drawn, dpi=110))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ from matplotlib.figure import Figure
 from scipy import stats
 
 from flatcl.io import write_bytes
+from flatcl.plots import png
 
 DOCS = Path(__file__).parent.parent / "docs"
 
@@ -38,6 +38,4 @@ def spread(values: Sequence[float | None], digits: int = 2) -> str:
 
 def save(figure: Figure, path: Path) -> None:
     """Write a figure as PNG."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110, metadata={"Software": None})
-    write_bytes(path, buffer.getvalue())
+    write_bytes(path, png(figure, dpi=110))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from flatcl.options import Options, option, size, widths
+from flatcl.options import Options, data_option, option, size, widths
 
 LEAST_STEPS = 4000
 _LEAST = 8  # directions: fewer give no exponent
@@ -20,12 +20,7 @@ class AnalyzeOptions(Options):
         OptionError: a value cannot be used; the message names it and what to give.
     """
 
-    data: str = option(
-        "digits",
-        "images: digits (scikit-learn's, no download), mnist, fashion, cifar100 (from the folders "
-        "of FLATCL_DATA, else downloaded), or an .npz file with x_train, y_train, x_test, y_test",
-        metavar="NAME|FILE.npz",
-    )
+    data: str = data_option()
     seed: int = option(0, "of initial weights, batches and controls", int)
     batch_size: int = option(50, "images a training step", int)
     lr: float = option(0.1, "learning rate, constant, of plain SGD", float)

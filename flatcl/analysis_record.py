@@ -7,23 +7,19 @@ from typing import Any
 
 import torch
 
+from flatcl.analysis_summary import spectrum_facts
 from flatcl.errors import DataError
 from flatcl.fluctuations.along import displacements
 from flatcl.fluctuations.correlation import efold_time, stationarity
 from flatcl.fluctuations.drift import alignment, linear_drift
 from flatcl.fluctuations.pca import principal_directions
 from flatcl.fluctuations.record import open_record
-from flatcl.fluctuations.spectrum import (
-    cosine_overlap,
-    participation_ratio,
-    power_law,
-    variance_share,
-)
+from flatcl.fluctuations.spectrum import cosine_overlap
 from flatcl.io import write_json
 from flatcl.records import commit, versions
 from flatcl.tables import markdown_table
 
-_DIRECTIONS, _FIRST, _SHARE, _LEADING = 200, 20, 35, 20
+_DIRECTIONS, _SHARE, _LEADING = 200, 35, 20
 _LEAST = 50
 
 
@@ -52,27 +48,21 @@ def analyze_record(path: str | Path, out: Path) -> tuple[dict[str, Any], str]:
     variances = found.variances
     if len(variances) <= _SHARE:
         raise DataError(f"the record has only {len(variances)} directions of any variance")
-    theta = displacements(snapshots, found.directions[:_LEADING].double())
-    law = power_law(variances, first=_FIRST, last=len(variances))
+    leading = found.directions[:_LEADING].double()
+    theta = displacements(snapshots, leading)
     numbers: dict[str, Any] = {
         "psi": None,
         "psi_ci95": None,
         "quantity": quantity,
         "n_snapshots": T,
         "n_weights": P,
-        "gamma": law.gamma,
-        "gamma_first_rank": law.first,
-        "gamma_last_rank": law.last,
-        "variance_fraction_pc1": float(variances[0]) / found.total,
-        "variance_fraction_pc2_35": variance_share(
-            variances, first=2, last=_SHARE, total=found.total
+        **spectrum_facts(
+            variances,
+            found.total,
+            cosine=cosine_overlap(theta),
+            cos_mean=float(alignment(leading[:1], found.mean.double())[0]),
+            cos_drift=float(alignment(leading[:1], linear_drift(snapshots))[0]),
         ),
-        "participation_ratio": participation_ratio(variances),
-        "cos_p1_mean_weights": float(
-            alignment(found.directions[:1].double(), found.mean.double())[0]
-        ),
-        "cos_p1_drift": float(alignment(found.directions[:1].double(), linear_drift(snapshots))[0]),
-        "walk_like_of_20": int((cosine_overlap(theta) > 0.7).sum()),
         "stationarity": float(stationarity(theta).median()),
         "efold_time_median": float(torch.median(efold_time(theta))) * record.every,
         "facts": dict(record.facts),

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import asdict
 from typing import Any
+
+from torch import Tensor
 
 from flatcl.analysis_options import AnalyzeOptions
 from flatcl.fluctuations.along import Part
@@ -13,6 +14,7 @@ from flatcl.fluctuations.powerfit import power_fit
 from flatcl.fluctuations.relation import VarianceFlatness
 from flatcl.fluctuations.spectrum import participation_ratio, power_law, variance_share
 from flatcl.fluctuations.study import Study
+from flatcl.io import finite
 from flatcl.records import commit, versions
 from flatcl.trajectory import Trained
 
@@ -21,6 +23,38 @@ _SHARE = 35
 _WALK = 0.7  # overlap with a random walk's cosine that flags a direction
 
 Facts = dict[str, "float | int | str | bool | None"]
+
+
+def spectrum_facts(
+    variances: Tensor, total: float, *, cosine: Tensor, cos_mean: float, cos_drift: float
+) -> Facts:
+    """Return what a trajectory's spectrum and leading directions say.
+
+    Args:
+        variances: σ² [k], by falling size, w².
+        total: the trajectory's whole variance, w².
+        cosine: [20], likeness of the first scores to a random walk's.
+        cos_mean: |cos| of the first direction with the mean weights.
+        cos_drift: and with the linear drift.
+
+    Returns:
+        Name → number, as in ``analysis.json``.
+    """
+    last = min(_PAPER_LAST, len(variances))
+    many = last >= _SHARE  # fewer, of a small layer, give neither a law nor the paper's share
+    law = power_law(variances, first=_PAPER_FIRST, last=last) if many else None
+    share = variance_share(variances, first=2, last=_SHARE, total=total) if many else None
+    return {
+        "gamma": None if law is None else law.gamma,
+        "gamma_first_rank": None if law is None else law.first,
+        "gamma_last_rank": None if law is None else law.last,
+        "variance_fraction_pc1": float(variances[0]) / total,
+        "variance_fraction_pc2_35": share,
+        "participation_ratio": participation_ratio(variances),
+        "cos_p1_mean_weights": cos_mean,
+        "cos_p1_drift": cos_drift,
+        "walk_like_of_20": int((cosine > _WALK).sum()),
+    }
 
 
 def facts_of(
@@ -39,24 +73,17 @@ def facts_of(
         Name → number; lengths in w, times in steps, losses in nats.
     """
     pca = study.principal()
-    variances, total = pca["spectrum"], float(pca["total"])
-    last = min(_PAPER_LAST, len(variances))
-    many = last >= _SHARE  # fewer, of a small layer, give neither a law nor the paper's share
-    law = power_law(variances, first=_PAPER_FIRST, last=last) if many else None
-    share = variance_share(variances, first=2, last=_SHARE, total=total) if many else None
     noise = power_fit(pca["curvature"], study.noise(), seed=options.seed)
     facts: Facts = {
         "psi_first_rank": options.spacing + 1,
         "psi_last_rank": options.spacing * len(pca["width"]) + 1,
-        "gamma": None if law is None else law.gamma,
-        "gamma_first_rank": None if law is None else law.first,
-        "gamma_last_rank": None if law is None else law.last,
-        "variance_fraction_pc1": float(variances[0]) / total,
-        "variance_fraction_pc2_35": share,
-        "participation_ratio": participation_ratio(variances),
-        "cos_p1_mean_weights": float(pca["cos_mean"][0]),
-        "cos_p1_drift": float(pca["cos_drift"][0]),
-        "walk_like_of_20": int((pca["cosine"] > _WALK).sum()),
+        **spectrum_facts(
+            pca["spectrum"],
+            float(pca["total"]),
+            cosine=pca["cosine"],
+            cos_mean=float(pca["cos_mean"][0]),
+            cos_drift=float(pca["cos_drift"][0]),
+        ),
         "noise_curvature_exponent_pca": None if noise is None else noise.exponent,
         "stationarity": float(pca["stationarity"].median()),
         "fluctuation_dissipation": float(run["fluctuation_dissipation"]),
@@ -112,7 +139,7 @@ def summary_of(relation: VarianceFlatness, options: AnalyzeOptions) -> dict[str,
         "psi_hessian": psi("hessian"),
         "psi_random_walk": psi("walk"),
         "psi_langevin": psi("langevin"),
-        **{name: value for name, value in facts.items() if not _bad(value)},
+        **{name: finite(value) for name, value in facts.items()},
         first: facts.get(first, facts["noise_curvature_exponent_pca"]),
         "verdict": relation.verdict(),
         "relation": content,
@@ -120,10 +147,6 @@ def summary_of(relation: VarianceFlatness, options: AnalyzeOptions) -> dict[str,
         "versions": dict(versions()),
         "commit": commit(),
     }
-
-
-def _bad(value: object) -> bool:
-    return isinstance(value, float) and not math.isfinite(value)
 
 
 def points_of(arrays: dict[str, Part]) -> dict[str, dict[str, Any]]:
@@ -137,15 +160,9 @@ def points_of(arrays: dict[str, Part]) -> dict[str, dict[str, Any]]:
     """
     return {
         part: {
-            name: _listed(t.tolist())
+            name: finite(t.tolist())
             for name, t in content.items()
             if not name.endswith(("directions", "scores"))  # of the size of weights, of snapshots
         }
         for part, content in arrays.items()
     }
-
-
-def _listed(value: Any) -> Any:
-    if isinstance(value, list):
-        return [_listed(item) for item in value]
-    return None if _bad(value) else value

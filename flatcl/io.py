@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import tempfile
 from collections.abc import Iterable, Mapping
@@ -33,6 +34,22 @@ def write_bytes(path: str | os.PathLike[str], content: bytes) -> Path:
         Path(temporary).unlink(missing_ok=True)
         raise
     return target
+
+
+def finite(content: object) -> object:
+    """Return the content with None in place of numbers that JSON has not.
+
+    Args:
+        content: dicts, lists and tuples of what JSON holds.
+
+    Returns:
+        The same; tuples become lists.
+    """
+    if isinstance(content, dict):
+        return {key: finite(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [finite(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
 def write_json(path: str | os.PathLike[str], value: object) -> Path:

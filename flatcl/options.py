@@ -73,6 +73,20 @@ def option(
     return field(default=default, metadata=metadata)
 
 
+def data_option() -> Any:
+    """Return the field that names a data set.
+
+    Returns:
+        The field.
+    """
+    return option(
+        "digits",
+        "images: digits (scikit-learn's, no download), mnist, fashion, cifar100 (from the folders "
+        "of FLATCL_DATA, else downloaded), or an .npz file with x_train, y_train, x_test, y_test",
+        metavar="NAME|FILE.npz",
+    )
+
+
 class Options:
     """Base of the frozen dataclasses whose fields are a command's options."""
 

@@ -116,17 +116,18 @@ def plot_averages(axes: Axes, rows: Rows) -> None:
     axes.legend(fontsize=7, loc="lower left", framealpha=0.7)
 
 
-def png(figure: Figure) -> bytes:
+def png(figure: Figure, *, dpi: int = 150) -> bytes:
     """Return the figure as the content of a PNG file, the same bytes for the same figure.
 
     Args:
         figure: to draw.
+        dpi: dots per inch.
 
     Returns:
-        The file's content, 150 dots per inch.
+        The file's content.
     """
     stream = io.BytesIO()
-    figure.savefig(stream, format="png", dpi=150, metadata={"Software": None})
+    figure.savefig(stream, format="png", dpi=dpi, metadata={"Software": None})
     return stream.getvalue()
 
 

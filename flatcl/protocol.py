@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from flatcl.errors import OptionError
-from flatcl.options import Options, names, option, size, widths
+from flatcl.options import Options, data_option, names, option, size, widths
 
 METHODS = ("naive", "ewc", "ewc-online", "si", "mas", "lwf", "replay", "joint", "ldc")
 """The methods that can be compared, in the order in which tables show them."""
@@ -28,12 +28,7 @@ class CompareOptions(Options):
         OptionError: a value cannot be used; the message names it and what to give.
     """
 
-    data: str = option(
-        "digits",
-        "images: digits (scikit-learn's, no download), mnist, fashion, cifar100 (from the folders "
-        "of FLATCL_DATA, else downloaded), or an .npz file with x_train, y_train, x_test, y_test",
-        metavar="NAME|FILE.npz",
-    )
+    data: str = data_option()
     scenario: str = option("permuted", "how tasks are made of them", choices=SCENARIOS)
     tasks: int = option(5, "number of tasks", int)
     methods: tuple[str, ...] = option(

@@ -60,7 +60,7 @@ class Recorded:
     """One window of further training.
 
     Attributes:
-        window: the watched weights and gradients, step by step.
+        window: the watched weights, step by step.
         mean: of all of the network's weights over the window, a matrix a layer.
         fluctuation_dissipation: ⟨w·∇L⟩ over (η/2) ⟨|∇L_B|²⟩ of the watched weights about their
             mean, 1 where stationary.
@@ -153,9 +153,7 @@ def train(task: Task, options: AnalyzeOptions, path: Path, say: Say) -> Trained:
                 state["end"] = (loss, accuracy, met)
         if state["end"] is not None or time.monotonic() - saved > _CHECKPOINT:
             state |= {"weights": [w.detach() for w in weights], "generator": generator.get_state()}
-            buffer = io.BytesIO()
-            torch.save(state, buffer)
-            write_bytes(path, buffer.getvalue())
+            _save(path, state)
             saved = time.monotonic()
             say(f"training: epoch {state['epoch']}, loss {state['mean']:.2g}")
     loss, accuracy, met = state["end"]
@@ -213,10 +211,14 @@ def record(
     # ⟨(w − ⟨w⟩)·g⟩ over (η/2) ⟨|g|²⟩, 1 where stationary (Yaida, ICLR 2019).
     dissipated = products - (mean[place] * gradient).sum()
     ratio = float(dissipated / (0.5 * options.lr * squares))
-    buffer = io.BytesIO()
-    torch.save({"mean": mean, "fluctuation_dissipation": ratio}, buffer)
-    write_bytes(path, buffer.getvalue())
+    _save(path, {"mean": mean, "fluctuation_dissipation": ratio})
     return _opened(folder)
+
+
+def _save(path: Path, content: dict[str, Any]) -> None:
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    write_bytes(path, buffer.getvalue())
 
 
 def _opened(folder: Path) -> Recorded:

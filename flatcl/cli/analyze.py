@@ -93,12 +93,11 @@ def draw(found: Analysis, path: Path) -> None:
         found: the analysis.
         path: of the PNG.
     """
-    import io
-
     from matplotlib.figure import Figure
 
     from flatcl import fluctuation_plots as plots
     from flatcl.io import write_bytes
+    from flatcl.plots import png
 
     arrays, config = found.arrays, found.summary["config"]
     pca = arrays["pca"]
@@ -136,6 +135,4 @@ def draw(found: Analysis, path: Path) -> None:
             plots.plot_annealing(stages["loss"], stages["temperature"], stages["width"], panels[7])
         else:
             panels[7].set_axis_off()
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=130)
-    write_bytes(path, buffer.getvalue())
+    write_bytes(path, png(figure, dpi=130))

@@ -18,7 +18,7 @@ from pathlib import Path
 from flatcl.errors import DataError
 from flatcl.fluctuations.panel import SETTINGS, Row
 from flatcl.fluctuations.powerfit import PowerFit
-from flatcl.io import write_json
+from flatcl.io import finite, write_json
 from flatcl.tables import markdown_table
 
 VERSION = 1
@@ -101,8 +101,8 @@ class VarianceFlatness:
         Returns:
             What ``from_dict`` takes.
         """
-        rows = [_finite(asdict(row)) for row in self.rows.values()]
-        return {"version": VERSION, "rows": rows, "facts": _finite(dict(self.facts))}
+        rows = [finite(asdict(row)) for row in self.rows.values()]
+        return {"version": VERSION, "rows": rows, "facts": finite(dict(self.facts))}
 
     @classmethod
     def from_dict(cls, content: object) -> VarianceFlatness:
@@ -168,15 +168,6 @@ def _fit(content: Mapping[str, float | None] | None) -> PowerFit | None:
     whole = {name: math.inf if value is None else value for name, value in content.items()}
     n = int(whole.pop("n"))
     return PowerFit(n=n, **whole)
-
-
-def _finite(content: object) -> object:
-    """Return the content with None in place of numbers that JSON has not."""
-    if isinstance(content, dict):
-        return {key: _finite(value) for key, value in content.items()}
-    if isinstance(content, list | tuple):
-        return [_finite(value) for value in content]
-    return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
 def _sign(row: Row | None) -> str:
