@@ -31,8 +31,10 @@ BATCH_SIZES = (25, 50, 100, 200)
 RATES = (0.05, 0.1, 0.2)
 DATA = ("mnist", "fashion")
 # A grid of 24 networks: each stops at the paper's rule or after 50 epochs, and is looked at on
-# 4000 images.
+# 4000 images. Fashion-MNIST comes nowhere near the rule in that time; what each cell reached
+# stands in the table.
 _GRID: dict[str, Any] = {"panel": False, "max_epochs": 50, "subset": 4000, "jobs": 1}
+_LEAST_STEPS = 4000
 
 
 def panel_runs() -> dict[str, AnalyzeOptions]:
@@ -43,11 +45,17 @@ def panel_runs() -> dict[str, AnalyzeOptions]:
 def grid_runs() -> dict[str, AnalyzeOptions]:
     """One network for each data set, batch size and rate."""
     return {
-        f"{data}-b{B}-lr{lr:g}": AnalyzeOptions(data=data, batch_size=B, lr=lr, **_GRID)
+        f"{data}-b{B}-lr{lr:g}": AnalyzeOptions(
+            data=data, batch_size=B, lr=lr, steps=_steps(B), **_GRID
+        )
         for data in DATA
         for B in BATCH_SIZES
         for lr in RATES
     }
+
+
+def _steps(batch_size: int) -> int:
+    return max(_LEAST_STEPS, 10 * (60000 // batch_size))
 
 
 def _made(name: str, options: AnalyzeOptions, work: Path) -> str:

@@ -13,6 +13,7 @@ import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -76,19 +77,25 @@ def analyze(options: AnalyzeOptions, out: str | Path, say: Say = lambda line: No
 
 
 def _analyzed(options: AnalyzeOptions, folder: Path, say: Say) -> Analysis:
+    most = options.jobs or os.cpu_count() or 1
+    workers = Thread(target=_start, args=(most,))
+    if most > 1 and not (folder / "analysis.json").exists():
+        workers.start()
     task = load_task(options)
     trained = train(task, options, folder / "train.pt", say)
     bench = _Bench(options, folder, task, trained, say)
+    if workers.ident is not None:
+        workers.join()
     for names in bench.waves():
         missing = [name for name in names if not (folder / "arrays" / f"{name}.npz").exists()]
-        jobs = min(len(missing), options.jobs or os.cpu_count() or 1)
+        jobs = min(len(missing), most)
         if jobs <= 1:
             for name in missing:
                 say(f"measuring: {name}")
                 bench.make(name)
             continue
         say(f"measuring: {', '.join(missing)}")
-        work = Parallel(n_jobs=jobs, return_as="generator_unordered")
+        work = Parallel(n_jobs=most, return_as="generator_unordered")
         for name in work(delayed(_make)(options, folder, name) for name in missing):
             say(f"measured: {name}")
     for name in (name for names in bench.waves() for name in names):
@@ -171,6 +178,11 @@ class _Bench:
         whole = surface_at(found.mean, task, options)
         generator = torch.Generator().manual_seed(derive_seed(options.seed, "subset"))
         return found, whole.subset(min(options.subset, len(whole) // 2), generator), whole
+
+
+def _start(jobs: int) -> None:
+    # While the network trains on one core, others can import what they will need.
+    Parallel(n_jobs=jobs)(delayed(torch.set_num_threads)(1) for _ in range(jobs))
 
 
 def _make(options: AnalyzeOptions, folder: Path, name: str) -> str:

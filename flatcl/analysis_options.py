@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from flatcl.options import Options, data_option, option, size, widths
 
-LEAST_STEPS = 4000
+LEAST_STEPS = 2000
 _LEAST = 8  # directions: fewer give no exponent
 
 

@@ -14,6 +14,9 @@ from flatcl.errors import DataError
 from flatcl.fluctuations.surface import LossSurface
 from flatcl.seeds import derive_seed
 
+# Images and points evaluated together: fewer cost calls, more leave the processor's cache.
+_IMAGES, _POINTS = 1000, 32
+
 
 @dataclass(frozen=True)
 class Task:
@@ -86,6 +89,8 @@ def watched(options: AnalyzeOptions) -> str:
 def surface_at(weights: list[Tensor], task: Task, options: AnalyzeOptions) -> LossSurface:
     """Return the loss over all images, of the watched weights, around given ones.
 
+    The layers before the watched one do not move: its surface starts from what they give.
+
     Args:
         weights: of the whole network.
         task: the images.
@@ -97,4 +102,9 @@ def surface_at(weights: list[Tensor], task: Task, options: AnalyzeOptions) -> Lo
     network = make_network(task, options).double()
     with torch.no_grad():
         torch._foreach_copy_(list(network.parameters()), weights)
-    return LossSurface(network, task.x, task.y, parameters=watched(options))
+        name = watched(options)
+        first = int(name.split(".")[0])
+        inputs = torch.cat([network[:first](x.double()) for x in torch.split(task.x, _IMAGES)])
+    return LossSurface(
+        network[first:], inputs, task.y, parameters=name, batch=_IMAGES, rows=_POINTS
+    )

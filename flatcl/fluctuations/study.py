@@ -27,8 +27,7 @@ Keep = Callable[[str, Callable[[], Part]], Part]
 
 _MEMORY = 20.0  # a direction relaxes within the window if its τ is below T/20: bias ≤ 10 %
 _LEADING = 50  # Hessian directions that are all looked at; the others by their spacing
-_WANDER = 1e-4  # of |w|: how far the Langevin control may walk in flat directions
-_LEFT, _SLOWER = 5.0, 3  # times as far as it may walk; slower attempts
+_WANDER = 1e-5  # of |w|: how far the Langevin control walks in flat directions
 _LANGEVIN_LR = 0.3  # times 1/h of its sharpest direction
 
 
@@ -180,34 +179,25 @@ class Study:
         Full gradients of a fixed subset with isotropic noise; Hessian and flatness are of the same
         subset. The rate is a share of 1/h of the sharpest direction, so that many directions relax
         within as many steps as the window has; the temperature is so low that the walk in flat
-        directions leaves the Hessian as it is.
+        directions crosses few kinks of the loss, each of which would push it on for good, and so
+        asks for the surface's own arithmetic: in float32 rounding is as large.
         """
         samples = max(1, min(self.langevin_samples, len(self.surface) // 2))
         part = self.surface.subset(samples, self._generator(3))
-        fast_arithmetic = part.to(torch.float32)
         steps = len(self.snapshots)
         wander = _WANDER * float(part.reference.norm())
 
-        def path(lr: float) -> Tensor:
-            return langevin(
-                fast_arithmetic,
+        def make() -> Part:
+            found = hessian_directions(part)
+            lr = _LANGEVIN_LR / float(found.values[0])
+            snapshots = langevin(
+                part,
                 lr=lr,
                 temperature=wander**2 / (2.0 * lr * 2 * steps * part.size),
                 steps=steps,
                 burn_in=steps,
                 generator=self._generator(4),
             )
-
-        def make() -> Part:
-            found = hessian_directions(part)
-            lr = _LANGEVIN_LR / float(found.values[0])
-            snapshots = path(lr)
-            for _ in range(_SLOWER):
-                # Sharper kinks nearby can make the rate unstable: it has left its valley then.
-                if float((snapshots[-1] - part.reference).norm()) < _LEFT * wander:
-                    break
-                lr /= 3.0
-                snapshots = path(lr)
             fast = int((found.values > _MEMORY / (lr * steps)).sum())
             stride = max(1, fast // self.directions)
             eigen = along(snapshots, found.vectors[:fast:stride][: self.directions], part)

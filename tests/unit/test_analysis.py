@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from flatcl.analysis_options import AnalyzeOptions
 from flatcl.analysis_task import load_task, make_network
 from flatcl.errors import DataError, NonFiniteError, OptionError
 from flatcl.fluctuations import VarianceFlatness, open_record
-from flatcl.trajectory import batches, epoch_steps, record, train
+from flatcl.trajectory import batches, descend_, epoch_steps, record, train
 
 SMALL: dict[str, Any] = {
     "hidden": (12, 12),
@@ -213,3 +214,24 @@ def test_more_jobs_give_the_same_numbers(made: Path, tmp_path: Path) -> None:
     analyze(AnalyzeOptions(**{**SMALL, "jobs": 2}), tmp_path)
     first, second = (json.loads((p / "analysis.json").read_text()) for p in (made, tmp_path))
     assert first["relation"] == second["relation"]
+
+
+def test_a_step_by_hand_is_the_one_of_autograd() -> None:
+    generator = torch.Generator().manual_seed(4)
+    widths = (7, 6, 5, 3)
+    weights = [
+        torch.randn(b, a, generator=generator, dtype=torch.float64).requires_grad_()
+        for a, b in pairwise(widths)
+    ]
+    x = torch.randn(9, 7, generator=generator, dtype=torch.float64)
+    y = torch.randint(3, (9,), generator=generator)
+    h = x
+    for w in weights[:-1]:
+        h = torch.relu(h @ w.T)
+    expected = torch.nn.functional.cross_entropy(h @ weights[-1].T, y)
+    slopes = torch.autograd.grad(expected, weights)
+    after = [(w - 0.3 * g).detach() for w, g in zip(weights, slopes, strict=True)]
+    loss, gradients = descend_(weights, x, y, 0.3)
+    torch.testing.assert_close(loss, expected.detach(), rtol=1e-12, atol=0)
+    torch.testing.assert_close(gradients, list(slopes), rtol=1e-10, atol=1e-14)
+    torch.testing.assert_close([w.detach() for w in weights], after, rtol=1e-12, atol=1e-14)
