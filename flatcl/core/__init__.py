@@ -2,5 +2,6 @@
 
 The way of one weight matrix through the files: ``layers`` (its matrix view), ``gradients``
 (what is watched), ``moments``, ``eigenbasis``, ``stiffness``, ``constraint``, ``merge``, then in
-the next task ``metric`` and ``pull``, and at its end ``centre``; ``engine`` runs them all.
+the next task ``metric`` and ``pull``, and at its end ``centre``; ``task`` runs what happens within
+a task, ``engine`` them all.
 """

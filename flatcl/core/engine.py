@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from flatcl.core.centre import Centre
 from flatcl.core.checkpoint import (
     VERSION,
     State,
@@ -22,15 +21,15 @@ from flatcl.core.checkpoint import (
 from flatcl.core.constraint import Constraint
 from flatcl.core.gradients import Forward
 from flatcl.core.layers import Unit, matrix_views, trained_parameters
-from flatcl.core.measure import Measurement, ProbeMeasurement, TaskEnd, combined
+from flatcl.core.measure import TaskEnd, combined
 from flatcl.core.metric import StepMetric
 from flatcl.core.options import LDCOptions
-from flatcl.core.pull import TIERS, by_falling_stiffness
-from flatcl.core.schedule import PullSchedule
-from flatcl.core.windows import TrainingMeasurement
+from flatcl.core.pull import by_falling_stiffness
+from flatcl.core.task import RunningTask
 from flatcl.errors import NonFiniteError, StateError
 
 _log = logging.getLogger("flatcl")
+_IDLE = "no task is running: call begin_task first"
 
 
 class Landscape:
@@ -78,7 +77,7 @@ class Landscape:
         self.tasks_ended = 0
         self.probe_scale: float | None = None
         self.generator = torch.Generator().manual_seed(self.options.seed)
-        self._in_task = False
+        self._task: RunningTask | None = None
         self._layout()
 
     def begin_task(self, steps: int | None = None) -> None:
@@ -92,25 +91,18 @@ class Landscape:
         Raises:
             StateError: a task is running, or a layer changed in a way that cannot be followed.
         """
-        if self._in_task:
+        if self._task is not None:
             raise StateError("a task is already running: call end_task before begin_task")
         self._layout()
-        self._in_task = True
-        self._step = 0
-        self._schedule = PullSchedule(
+        self._task = RunningTask(
+            self.model,
             self._units,
             self._parameters,
             self.constraints,
             self.metric,
-            self.options.strength_over(self.tasks_ended),
-        )
-        self._centre = Centre(self.model, self._parameters.values())
-        self._start = [p.detach().clone() for p in self._parameters.values()]
-        self._watching = self.options.source == "sgd" and self._active
-        self._measurement: Measurement = (
-            TrainingMeasurement(self._units, self.constraints, steps, self.options.use_damping)
-            if self._watching
-            else ProbeMeasurement(self._units, self.constraints)
+            self.options,
+            strength=self.options.strength_over(self.tasks_ended),
+            steps=steps,
         )
 
     def step(self, batch_size: int | None = None) -> None:
@@ -122,15 +114,9 @@ class Landscape:
         Raises:
             StateError: no task is running, or the batch size is missing.
         """
-        if not self._in_task:
-            raise StateError("no task is running: call begin_task first")
-        self._step += 1
-        self._schedule.count()
-        if self._watching:
-            self._measurement.watch(self._step, self._parameters, batch_size)
-        if self._step % self.options.interval == 0:
-            self._schedule.pull_(self._schedule.due())
-            self._sample()
+        if self._task is None:
+            raise StateError(_IDLE)
+        self._task.step(batch_size)
 
     def end_task(self, batches: Iterable[Sequence[Tensor] | Tensor] | None = None) -> None:
         """End the task: last pull, centre installed, stiffness measured and merged.
@@ -144,26 +130,22 @@ class Landscape:
             StateError: no task is running, or the source lacks what it needs.
             NonFiniteError: the weights are not finite; nothing is recorded of this task.
         """
-        if not self._in_task:
-            raise StateError("no task is running: call begin_task first")
-        if self._step == 0:
-            self._in_task = False
+        task = self._task
+        if task is None:
+            raise StateError(_IDLE)
+        if task.steps_made == 0:
+            self._task = None
             return
-        mid_tooth = any(self._schedule.since(0))
-        self._schedule.pull_(TIERS)
-        if mid_tooth:
-            self._sample()
-        self._centre.install_(self._step)
+        task.settle_()
         if not all(bool(torch.isfinite(p).all()) for p in self._parameters.values()):
             raise NonFiniteError(
                 "the weights are not finite at the task's end: the training diverged; lower the "
                 "learning rate"
             )
-        if self._active:
-            self._record(batches)
+        if self.options.strength > 0:
+            self._record(task, batches)
         self.tasks_ended += 1
-        self._in_task = False
-        del self._start, self._schedule, self._centre, self._measurement  # of a task only
+        self._task = None
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
@@ -172,19 +154,8 @@ class Landscape:
         Yields:
             Nothing. Outside a task, or right after a pull, the weights are left as they are.
         """
-        if not self._in_task or not any(self._schedule.since(0)) or not self.constraints:
+        with nullcontext() if self._task is None else self._task.pulled():
             yield
-            return
-        kept = {name: p.detach().clone() for name, p in self._parameters.items()}
-        marks = self._schedule.marks()
-        self._schedule.pull_(TIERS)
-        self._schedule.restore(marks)
-        try:
-            yield
-        finally:
-            with torch.no_grad():
-                for name, value in kept.items():
-                    self._parameters[name].copy_(value)
 
     def energy(self) -> Tensor:
         """Return Σ ½ xᵀKx over all units, the predicted rise of the earlier tasks' loss.
@@ -219,7 +190,7 @@ class Landscape:
         Raises:
             StateError: a task is running; save between tasks.
         """
-        if self._in_task:
+        if self._task is not None:
             raise StateError("a task is running: save the landscape between tasks")
         return {
             "version": VERSION,
@@ -243,7 +214,7 @@ class Landscape:
             StateError: a task is running, the version is unknown, a parameter is missing, or a
                 shape does not fit; nothing is changed then.
         """
-        if self._in_task:
+        if self._task is not None:
             raise StateError("a task is running: load a state between tasks")
         views = {unit.name: unit.gather(self._parameters).detach() for unit in self._units}
         constraints = decode_constraints(state, views)
@@ -254,10 +225,6 @@ class Landscape:
         self.generator.set_state(state["generator"].cpu())
         self._layout()
 
-    @property
-    def _active(self) -> bool:
-        return self.options.strength > 0
-
     def _layout(self) -> None:
         self._units: list[Unit] = matrix_views(self.model)
         self._parameters = trained_parameters(self.model)
@@ -267,26 +234,20 @@ class Landscape:
                 grown = self.constraints[unit.name].grown_to(weight)
                 self.constraints[unit.name] = grown
 
-    def _sample(self) -> None:
-        if self.options.use_centre:
-            self._centre.sample(self._step)
-
-    def _record(self, batches: Iterable[Sequence[Tensor] | Tensor] | None) -> None:
-        travelled = {
-            name: p.detach() - start
-            for (name, p), start in zip(self._parameters.items(), self._start, strict=True)
-        }
+    def _record(
+        self, task: RunningTask, batches: Iterable[Sequence[Tensor] | Tensor] | None
+    ) -> None:
         end = TaskEnd(
             model=self.model,
             parameters=self._parameters,
-            travelled=travelled,
+            travelled=task.travelled(),
             batches=batches,
             forward=self.forward,
             options=self.options,
             scale=self.probe_scale,
             generator=self.generator,
         )
-        found = self._measurement.stiffness(end)
+        found = task.measurement.stiffness(end)
         self.probe_scale = found.scale
         for unit in self._units:
             merged, lost = combined(

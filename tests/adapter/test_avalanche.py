@@ -320,7 +320,7 @@ def test_early_stopping_and_composition_with_other_methods(source):
     plugin = LDCPlugin(source=source, interval=4)
     strategy = SupervisedTemplate(**settings(model, plugins=[stop, plugin]))
     plugin.before_training_exp(_just_before_training(strategy, benchmark))
-    assert plugin.landscape._measurement.__dict__.get("steps") is None
+    assert plugin.landscape._task.measurement.__dict__.get("steps") is None
 
 
 def _just_before_training(strategy, benchmark):
