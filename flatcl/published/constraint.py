@@ -25,6 +25,8 @@ from flatcl.fluctuations.surface import Loss
 from flatcl.published.options import PublishedOptions
 from flatcl.published.snapshots import TailSnapshots, flattened
 
+_RESOLVED = 1e-4  # nats, below which single precision is too coarse for e times the loss
+
 
 class PublishedLDC:
     """The published constraint, as ``Landscape(network=…)`` takes it.
@@ -204,7 +206,17 @@ class PublishedLDC:
         called = _Indexed(end.model, end.forward, parts)
         chosen = [f"model.{name}" for name in end.parameters]
         indices = torch.arange(len(parts[0]), device=parts[0].device)
-        return LossSurface(called, indices, parts[1], parameters=chosen, loss=self.loss)
+        surface = LossSurface(called, indices, parts[1], parameters=chosen, loss=self.loss)
+        # At the tolerance asked for, single precision serves as long as it resolves the loss.
+        loss, _ = surface.loss_with_error(surface.reference)
+        return surface if loss < _RESOLVED else surface.to(self._dtype(end.parameters))
+
+    @staticmethod
+    def _dtype(parameters: Mapping[str, Tensor]) -> torch.dtype:
+        dtype = torch.float32
+        for p in parameters.values():
+            dtype = torch.promote_types(dtype, p.dtype)
+        return dtype
 
 
 class _Indexed(nn.Module):

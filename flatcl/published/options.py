@@ -31,12 +31,12 @@ class PublishedOptions:
 
     strength: float = 1.0
     interval: int = 5
-    directions: int = 20
+    directions: int = 50
     window: float = 0.2
     snapshots: int = 100
     inputs: int = 200
-    tolerance: float = 0.03
-    cap: int = 200
+    tolerance: float = 0.05
+    cap: int = 250
     seed: int = 0
 
     def __post_init__(self) -> None:
