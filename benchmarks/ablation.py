@@ -215,6 +215,8 @@ def render() -> str:
             )
             if variant != DEFAULT:
                 verdicts.setdefault(variant, {})[stream] = _verdict(variant, gaps)
+        if not lines:
+            continue
         header = ["variant", "ACC", "less default", "learning", "bytes", "seconds", "repeats"]
         tables.append(f"## {stream}\n\n{markdown_table(header, lines)}\n")
     shown = [[v, *(by.get(s, "–") for s in STREAMS)] for v, by in verdicts.items()]

@@ -90,9 +90,9 @@ class Landscape:
         """Start a task: look at the model afresh and take up the earlier tasks' constraint.
 
         Args:
-            steps: the task's number of optimiser steps, if known. Only ``source="sgd"`` uses it:
-                its windows, the last 20 % and 10 %, are then exact; otherwise they are found as
-                the task grows.
+            steps: the task's number of optimiser steps, if known. ``source="sgd"`` and
+                LDC as published use it: their windows are then exact; otherwise they are found
+                as the task grows.
 
         Raises:
             StateError: a task is running, or a layer changed in a way that cannot be followed.
@@ -131,7 +131,7 @@ class Landscape:
         Args:
             batches: of the task just learned, in random order, each a tensor of inputs or a
                 sequence (inputs, …) as ``forward`` takes it; the first ``probe_inputs`` inputs are
-                read. Needed by ``source="probe"``.
+                read. Needed by ``source="probe"`` and "fisher".
 
         Raises:
             StateError: no task is running, or the source lacks what it needs.

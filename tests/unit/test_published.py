@@ -77,9 +77,8 @@ def test_a_task_is_held_along_its_directions_by_its_flatness() -> None:
     width = flatness(surface, found.directions, tolerance=1e-6).width
     kept = width.isfinite()
     assert kept.any()
-    K = (found.directions.double()[kept].T * (2.0 / width[kept].square())) @ found.directions[
-        kept
-    ].double()
+    P = found.directions.double()[kept]
+    K = (P.T * (2.0 / width[kept].square())) @ P
     torch.testing.assert_close(
         ldc.held.to_dense().double(), K, rtol=1e-2, atol=1e-2 * float(K.max())
     )
