@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
 from flatcl.core.engine import Landscape
-from flatcl.core.options import LDCOptions, Source
+from flatcl.core.options import Directions, LDCOptions, Source
 from flatcl.errors import OptionError, StateError
 from flatcl.host import ensure_avalanche
 from flatcl.offset import OldClassOffset
@@ -78,14 +78,17 @@ class LDCPlugin(BasePlugin):  # the base without per-step hooks: an empty hook c
             )
         if self.landscape is None:
             self._owner = strategy
-            self.landscape = Landscape(
-                strategy.model,
-                strategy.optimizer,
-                options=self.options,
-                forward=lambda batch: avalanche_forward(strategy.model, batch[0], batch[-1]),
-            )
+            self.landscape = self._landscape_of(strategy)
         self.landscape.model = strategy.model
         self.landscape.begin_task(_steps(strategy))
+
+    def _landscape_of(self, strategy: SupervisedTemplate) -> Landscape:
+        return Landscape(
+            strategy.model,
+            strategy.optimizer,
+            options=self.options,
+            forward=lambda batch: avalanche_forward(strategy.model, batch[0], batch[-1]),
+        )
 
     def after_update(self, strategy: SupervisedTemplate, **kwargs: Any) -> None:
         """Count the optimiser's step; pull where one is due.
@@ -107,7 +110,7 @@ class LDCPlugin(BasePlugin):  # the base without per-step hooks: an empty hook c
         assert self.landscape is not None
         self.landscape.end_task(
             _random_batches(strategy, self.options, self.landscape.generator)
-            if self.options.source == "probe"
+            if self.options.source != "sgd"
             else None
         )
 
@@ -190,6 +193,8 @@ class LDC(SupervisedTemplate):
         damping: field of ``LDCOptions``.
         width: field of ``LDCOptions``.
         centre: field of ``LDCOptions``.
+        stiffness: field of ``LDCOptions``.
+        directions: field of ``LDCOptions``.
         probe_inputs: field of ``LDCOptions``.
         probe_batch: field of ``LDCOptions``.
         seed: field of ``LDCOptions``.
@@ -223,6 +228,8 @@ class LDC(SupervisedTemplate):
         damping: float | None = _DEFAULT.damping,
         width: float = _DEFAULT.width,
         centre: bool | None = _DEFAULT.centre,
+        stiffness: str = _DEFAULT.stiffness,
+        directions: Directions = _DEFAULT.directions,
         probe_inputs: int = _DEFAULT.probe_inputs,
         probe_batch: int = _DEFAULT.probe_batch,
         seed: int = _DEFAULT.seed,
@@ -252,6 +259,8 @@ class LDC(SupervisedTemplate):
             damping=damping,
             width=width,
             centre=centre,
+            stiffness=stiffness,
+            directions=directions,
             probe_inputs=probe_inputs,
             probe_batch=probe_batch,
             seed=seed,

@@ -20,7 +20,8 @@ from flatcl.errors import FlatclError, NonFiniteError, OptionError
 from flatcl.evaluation import accuracy_row
 from flatcl.host import ensure_avalanche
 from flatcl.models import make_model
-from flatcl.protocol import CompareOptions
+from flatcl.protocol import OF_LDC, OF_PUBLISHED, CompareOptions
+from flatcl.published_plugin import PublishedLDCPlugin
 from flatcl.records import Cell, Record
 from flatcl.rivals import RIVALS, bytes_held
 from flatcl.seeds import derive_seed
@@ -199,13 +200,20 @@ class _Run:
         }
         if method != "ldc":
             return RIVALS[method].build(self.cell.value, memory=options.memory, **common)
-        names = ("strength", "interval", "source", "damping", "width")
-        ldc = {name: getattr(options, name) for name in names}
-        ldc["centre"] = None if options.centre else False
-        chosen = {name: value for name, value in ldc.items() if value is not None}
-        chosen["seed"] = derive_seed(self.cell.seed, "noise", method)
-        common["plugins"] = [*offset, LDCPlugin(**chosen)]
+        common["plugins"] = [*offset, self._ldc()]
         return fast(SupervisedTemplate)(**common)
+
+    def _ldc(self) -> LDCPlugin:
+        options = self.options
+        names = OF_PUBLISHED if options.source == "published" else OF_LDC
+        chosen = {name: getattr(options, name) for name in names}
+        chosen = {name: value for name, value in chosen.items() if value is not None}
+        chosen["seed"] = derive_seed(self.cell.seed, "noise", self.cell.method)
+        if options.source == "published":
+            return PublishedLDCPlugin(**chosen)
+        if not options.centre:
+            chosen["centre"] = False
+        return LDCPlugin(**chosen)
 
     def _optimizer(self, model: nn.Module) -> Optimizer:
         options = self.options

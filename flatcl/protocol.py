@@ -12,6 +12,9 @@ METHODS = ("naive", "ewc", "ewc-online", "si", "mas", "lwf", "replay", "joint", 
 """The methods that can be compared, in the order in which tables show them."""
 
 SCENARIOS = ("permuted", "rotated", "split-task", "split-domain", "split-class")
+OF_LDC = ("strength", "interval", "source", "damping", "width", "stiffness", "directions")
+OF_PUBLISHED = ("strength", "interval")
+SOURCES = ("probe", "fisher", "sgd", "published")
 _MAX_SEED = 2**32  # tuning seeds lie above it
 
 
@@ -60,10 +63,19 @@ class CompareOptions(Options):
     pad: int = option(0, "zero pixels added on each side", int)
     strength: float | None = option(None, "LDC: how firmly old tasks are held", float)
     interval: int | None = option(None, "LDC: steps from one pull to the next", int)
-    source: str | None = option(None, "LDC: where stiffness is measured", choices=("probe", "sgd"))
+    source: str | None = option(None, "LDC: where stiffness is measured", choices=SOURCES)
     damping: float | None = option(None, "LDC: share of mean stiffness added", float)
     width: float | None = option(None, "LDC: size of the probe's perturbation", float)
     centre: bool = option(True, "LDC: tasks do not end at the centre of the fluctuation")
+    stiffness: str | None = option(
+        None,
+        "LDC, an ablation: variance, equal, isotropic, shuffled, flipped or power:P",
+    )
+    directions: str | None = option(
+        None,
+        "LDC, an ablation: whose eigenbasis is used",
+        choices=("fluctuation", "fisher", "random"),
+    )
     offset: float = option(
         1.0,
         "every method: subtracted in the training loss from the logits of classes that earlier "
@@ -117,6 +129,11 @@ class CompareOptions(Options):
             self._refuse("lr", "give a number above 0")
         if self.momentum >= 1:
             self._refuse("momentum", "give a number below 1")
+        if self.source == "published":
+            strange = [n for n in OF_LDC if n not in (*OF_PUBLISHED, "source")]
+            for name in strange:
+                if getattr(self, name) is not None:
+                    self._refuse(name, "LDC as published has no such option: leave it away")
         if self.momentum and self.optimizer != "sgd":
             self._refuse("momentum", f"it is sgd's: leave it away for {self.optimizer}")
 

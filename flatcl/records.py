@@ -22,10 +22,14 @@ TUNING_SEED = derive_seed("tuning")
 
 _SCHEMA = 1
 _PACKAGE = Path(__file__).resolve().parent
-_OF_LDC = ("strength", "interval", "source", "damping", "width", "centre")
+_OF_LDC = (
+    "strength", "interval", "source", "damping", "width", "centre",
+    "stiffness", "directions",
+)  # fmt: skip
 # Fields that say which runs there are, or in whose cell they are already.
 _NOT_OF_A_RUN = ("methods", "seeds", "seed", "jobs", "ewc_lambda")
 _LDC_CODE = ("avalanche.py", "core/*.py")
+_PUBLISHED_CODE = ("published/*.py", "published_plugin.py", "fluctuations/*.py")
 _RUN_CODE = (
     "cells.py", "data.py", "datasets.py", "evaluation.py", "feed.py", "footprint.py",
     "models.py", "offset.py", "rivals.py", "seeds.py", "streams.py", "tasks.py", "views.py",
@@ -89,7 +93,9 @@ def identity(options: CompareOptions, cell: Cell) -> dict[str, object]:
         del config["memory"]
     if options.scenario != "rotated":
         del config["max_angle"]
-    code = _RUN_CODE + (_LDC_CODE if cell.method == "ldc" else ())
+    code: tuple[str, ...] = _RUN_CODE
+    if cell.method == "ldc":
+        code += _LDC_CODE + (_PUBLISHED_CODE if options.source == "published" else ())
     return {
         "schema": _SCHEMA,
         "cell": asdict(cell),

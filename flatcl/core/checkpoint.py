@@ -104,10 +104,10 @@ def warn_of_changes(saved: Mapping[str, object], own: Mapping[str, object]) -> N
     """Name the options of a saved state that differ from those in force.
 
     Args:
-        saved: options by name, from the state.
+        saved: options by name, from the state; what an earlier flatcl did not have is missing.
         own: options by name, in force.
     """
-    changed = [name for name in sorted(own) if saved.get(name) != own[name]]
+    changed = [name for name in sorted(own) if name in saved and saved[name] != own[name]]
     if changed:
         warnings.warn(
             "the saved landscape had other options: "

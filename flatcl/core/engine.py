@@ -19,13 +19,15 @@ from flatcl.core.checkpoint import (
     warn_of_changes,
 )
 from flatcl.core.constraint import Constraint
-from flatcl.core.gradients import Forward
+from flatcl.core.gradients import Forward, chunked
 from flatcl.core.layers import Unit, matrix_views, trained_parameters
 from flatcl.core.measure import TaskEnd, combined
 from flatcl.core.metric import StepMetric
+from flatcl.core.network import NetworkConstraint
 from flatcl.core.options import LDCOptions
 from flatcl.core.pull import by_falling_stiffness
 from flatcl.core.task import RunningTask
+from flatcl.core.variants import varied
 from flatcl.errors import NonFiniteError, StateError
 
 _log = logging.getLogger("flatcl")
@@ -56,6 +58,8 @@ class Landscape:
         optimizer: the one that trains it.
         options: see ``LDCOptions``; None for the defaults.
         forward: from a batch (its tensors) to outputs [..., C]; None for ``model(batch[0])``.
+        network: a constraint on all parameters together, beside the units' own, or in their place
+            with strength 0.
 
     Raises:
         OptionError: the model has no trainable parameter.
@@ -68,10 +72,12 @@ class Landscape:
         *,
         options: LDCOptions | None = None,
         forward: Forward | None = None,
+        network: NetworkConstraint | None = None,
     ) -> None:
         self.model = model
         self.options = options or LDCOptions()
         self.forward: Forward = forward or (lambda batch: self.model(batch[0]))
+        self.network = network
         self.metric = StepMetric(optimizer)
         self.constraints: dict[str, Constraint] = {}
         self.tasks_ended = 0
@@ -84,9 +90,9 @@ class Landscape:
         """Start a task: look at the model afresh and take up the earlier tasks' constraint.
 
         Args:
-            steps: the task's number of optimiser steps, if known. Only ``source="sgd"`` uses it:
-                its windows, the last 20 % and 10 %, are then exact; otherwise they are found as
-                the task grows.
+            steps: the task's number of optimiser steps, if known. ``source="sgd"`` and
+                LDC as published use it: their windows are then exact; otherwise they are found
+                as the task grows.
 
         Raises:
             StateError: a task is running, or a layer changed in a way that cannot be followed.
@@ -103,6 +109,7 @@ class Landscape:
             self.options,
             strength=self.options.strength_over(self.tasks_ended),
             steps=steps,
+            network=self.network,
         )
 
     def step(self, batch_size: int | None = None) -> None:
@@ -124,7 +131,7 @@ class Landscape:
         Args:
             batches: of the task just learned, in random order, each a tensor of inputs or a
                 sequence (inputs, …) as ``forward`` takes it; the first ``probe_inputs`` inputs are
-                read. Needed by ``source="probe"``.
+                read. Needed by ``source="probe"`` and "fisher".
 
         Raises:
             StateError: no task is running, or the source lacks what it needs.
@@ -142,7 +149,7 @@ class Landscape:
                 "the weights are not finite at the task's end: the training diverged; lower the "
                 "learning rate"
             )
-        if self.options.strength > 0:
+        if self.options.strength > 0 or self.network is not None:
             self._record(task, batches)
         self.tasks_ended += 1
         self._task = None
@@ -169,7 +176,7 @@ class Landscape:
                 constraint = self.constraints[unit.name]
                 weight = unit.gather(self._parameters).detach().to(constraint.anchor.dtype)
                 total = total + constraint.energy(weight)
-        return total
+        return total if self.network is None else total + self.network.energy(self._parameters)
 
     def bytes_held(self) -> int:
         """Return the bytes kept between tasks; they do not grow with their number.
@@ -177,8 +184,11 @@ class Landscape:
         Returns:
             Bytes of bases, stiffness and anchors, without the model and its optimiser.
         """
-        encoded = (encode_constraint(c).values() for c in self.constraints.values())
-        return sum(t.numel() * t.element_size() for tensors in encoded for t in tensors)
+        encoded = [encode_constraint(c) for c in self.constraints.values()]
+        if self.network is not None:
+            encoded.append(self.network.state_dict())
+        tensors = [t for state in encoded for t in state.values() if isinstance(t, Tensor)]
+        return sum(t.numel() * t.element_size() for t in tensors)
 
     def state_dict(self) -> State:
         """Return what is held between tasks, to be saved with ``torch.save``.
@@ -199,6 +209,7 @@ class Landscape:
             "probe_scale": self.probe_scale,
             "generator": self.generator.get_state(),
             "constraints": {n: encode_constraint(c) for n, c in self.constraints.items()},
+            **({} if self.network is None else {"network": self.network.state_dict()}),
         }
 
     def load_state_dict(self, state: State) -> None:
@@ -211,13 +222,21 @@ class Landscape:
             state: from ``state_dict``.
 
         Raises:
-            StateError: a task is running, the version is unknown, a parameter is missing, or a
-                shape does not fit; nothing is changed then.
+            StateError: a task is running, the version is unknown, a parameter is missing, a
+                shape does not fit, or only one of the two has a network constraint; nothing is
+                changed then.
         """
         if self._task is not None:
             raise StateError("a task is running: load a state between tasks")
         views = {unit.name: unit.gather(self._parameters).detach() for unit in self._units}
         constraints = decode_constraints(state, views)
+        if (self.network is None) == ("network" in state):
+            raise StateError(
+                "the saved state and this landscape differ in having a network constraint: make "
+                "the landscape as the one that was saved"
+            )
+        if self.network is not None:
+            self.network.load_state_dict(state["network"], self._parameters)
         warn_of_changes(state["options"], asdict(self.options))
         self.constraints = constraints
         self.tasks_ended = int(state["tasks_ended"])
@@ -237,6 +256,10 @@ class Landscape:
     def _record(
         self, task: RunningTask, batches: Iterable[Sequence[Tensor] | Tensor] | None
     ) -> None:
+        if self.network is not None and batches is not None:
+            n, size = self.options.probe_inputs, self.options.probe_batch
+            device = next(iter(self._parameters.values())).device
+            batches = chunked(batches, inputs=n, size=size, device=device)  # they are read twice
         end = TaskEnd(
             model=self.model,
             parameters=self._parameters,
@@ -247,8 +270,13 @@ class Landscape:
             scale=self.probe_scale,
             generator=self.generator,
         )
+        if self.network is not None:
+            self.network.end_task(end)
+        if self.options.strength == 0:
+            return
         found = task.measurement.stiffness(end)
         self.probe_scale = found.scale
+        found = varied(found, self.constraints, self.options, self.generator)
         for unit in self._units:
             merged, lost = combined(
                 unit,

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from flatcl.core.layers import Unit
 from flatcl.core.moments import Gradient, OuterProduct
-from flatcl.core.stiffness import output_directions
+from flatcl.core.stiffness import OutputDraw, output_directions
 from flatcl.errors import DataError
 
 _POOL = 8  # normal deviates in the probe's pool, in units of the weights that it perturbs
@@ -103,6 +103,7 @@ def probe_gradients(
     widths: Sequence[float],
     scale: float,
     generator: torch.Generator,
+    draw: OutputDraw = output_directions,
 ) -> Iterator[list[Gradient]]:
     """Yield, for each chunk, the gradient of Σ_n r_n · f(x_n) at freshly perturbed weights.
 
@@ -120,6 +121,7 @@ def probe_gradients(
         widths: standard deviation of each unit's perturbation, w; 0 for none.
         scale: standard deviation of r.
         generator: of r and of the perturbations, on the CPU.
+        draw: makes r of the outputs; its rows are independent and of zero mean.
 
     Yields:
         One gradient a unit, in its view; by its factors where that is cheaper.
@@ -136,7 +138,7 @@ def probe_gradients(
                 noise.perturb_()
                 with torch.enable_grad():
                     outputs = forward(chunk)
-                    r = output_directions(outputs.detach(), scale, generator)
+                    r = draw(outputs.detach(), scale, generator)
                     gradients = _gradients(outputs, r, len(chunk[0]), units, parameters, taps)
             finally:
                 with torch.no_grad():

@@ -22,7 +22,13 @@ from flatcl.core.layers import Unit
 from flatcl.core.merge import joint_basis, spectrum_in
 from flatcl.core.moments import EigenMoments, Gradient, KroneckerMoments, stacked
 from flatcl.core.options import LDCOptions
-from flatcl.core.stiffness import damp, stiffness_from_probe
+from flatcl.core.stiffness import (
+    OutputDraw,
+    damp,
+    label_directions,
+    output_directions,
+    stiffness_from_probe,
+)
 from flatcl.errors import StateError
 
 _CHUNKS_A_BASIS_BATCH = 6
@@ -151,7 +157,7 @@ def _joined(chunks: Sequence[Sequence[Tensor]], number: int) -> list[list[Tensor
 
 @dataclass
 class ProbeMeasurement:
-    """Source "probe": random output directions, at weights perturbed to finite width."""
+    """Sources "probe" and "fisher": output directions at weights perturbed to finite width."""
 
     units: Sequence[Unit]
     constraints: Mapping[str, Constraint]
@@ -191,7 +197,9 @@ class ProbeMeasurement:
             for view in (unit.gather(end.travelled) for unit in self.units)
         ]
 
-        def gradients_of(parts: Sequence[Sequence[Tensor]]) -> Iterable[list[Gradient]]:
+        def gradients_of(
+            parts: Sequence[Sequence[Tensor]], draw: OutputDraw
+        ) -> Iterable[list[Gradient]]:
             return probe_gradients(
                 end.model,
                 self.units,
@@ -201,8 +209,11 @@ class ProbeMeasurement:
                 widths=widths,
                 scale=scale,
                 generator=end.generator,
+                draw=draw,
             )
 
+        draw = label_directions if end.options.source == "fisher" else output_directions
+        of_basis = label_directions if end.options.directions == "fisher" else draw
         sides = {
             unit.name: KroneckerMoments.zeros(unit.gather(end.parameters))
             for unit in self.units
@@ -210,7 +221,7 @@ class ProbeMeasurement:
         }
         # The bases need fewer perturbations than the variances: larger batches serve.
         joined = _joined(chunks, _CHUNKS_A_BASIS_BATCH)
-        for gradients in stacked(gradients_of(joined), rows=_ROWS):
+        for gradients in stacked(gradients_of(joined, of_basis), rows=_ROWS):
             for unit, G in zip(self.units, gradients, strict=True):
                 if unit.matrix:
                     sides[unit.name].add(G)
@@ -225,7 +236,7 @@ class ProbeMeasurement:
             unit.name: EigenMoments.zeros(bases[unit.name], unit.gather(end.parameters).detach())
             for unit in self.units
         }
-        for gradients in stacked(gradients_of(chunks), rows=_ROWS):
+        for gradients in stacked(gradients_of(chunks, draw), rows=_ROWS):
             for unit, G in zip(self.units, gradients, strict=True):
                 coordinates[unit.name].add(G)
         stiffness = {}

@@ -8,7 +8,9 @@ from typing import Literal, get_args
 
 from flatcl.errors import OptionError
 
-Source = Literal["probe", "sgd"]
+Source = Literal["probe", "fisher", "sgd"]
+Directions = Literal["fluctuation", "fisher", "random"]
+STIFFNESSES = ("variance", "equal", "isotropic", "shuffled", "flipped")
 
 SHARING = 0.5  # measured: benchmarks/DEFAULTS.md
 
@@ -23,15 +25,23 @@ class LDCOptions:
             same for every batch size, learning rate and optimiser. 0 switches everything off.
         interval: steps from one pull to the next.
         source: "probe" measures stiffness at a task's end by random output directions over some
-            of the task's inputs; "sgd" reads it from the training gradients of the task's last
-            20 %, at no extra pass.
+            of the task's inputs; "fisher" does so by the loss's own gradients, with labels drawn
+            from the network's predictions (softmax, or a sigmoid for one output), which is the
+            Fisher matrix and the Gauss–Newton Hessian; "sgd" reads it from the training gradients
+            of the task's last 20 %, at no extra pass.
         damping: δ, share of the mean over output directions that is added to the stiffness of
             each input direction; it guards the inputs of units that are silent in this task.
-            None takes the source's own default, 0.6 for "probe" and 0 for "sgd".
+            None takes the source's own default, 0 for "sgd" and 0.6 for the others.
         width: α, size of the weight perturbation at which the probe measures, as a share of the
             distance the layer travelled in the task ("finite width"). 0 probes at a point.
         centre: end each task at the mean of the weights over its last 10 %, sampled right after
             pulls. None means: whenever strength > 0. True with strength 0 is the centre alone.
+        stiffness: what becomes of each task's measured stiffness, for ablations; see
+            ``flatcl.core.variants``. "variance" takes it as it is; "equal", "isotropic",
+            "shuffled", "flipped" or "power:P", P > 0, change it in one respect.
+        directions: whose eigenbasis stiffness is measured in. "fluctuation" is the source's own;
+            "fisher" is that of source "fisher", for stiffness from the probe; "random" puts the
+            measured spectrum into a random Kronecker basis, for ablations.
         probe_inputs: training inputs that each of the two probe passes visits.
         probe_batch: inputs a probe gradient; every batch has its own weight perturbation.
         seed: of the probe's random directions and perturbations.
@@ -46,6 +56,8 @@ class LDCOptions:
     damping: float | None = None
     width: float = 1.0
     centre: bool | None = None
+    stiffness: str = "variance"
+    directions: Directions = "fluctuation"
     probe_inputs: int = 1000
     probe_batch: int = 10
     seed: int = 0
@@ -61,8 +73,19 @@ class LDCOptions:
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise OptionError(f"{name} is {value!r}; it must be a whole number, 1 or more")
-        if self.source not in get_args(Source):
-            raise OptionError(f"source is {self.source!r}; choose one of {get_args(Source)}")
+        for name, known in (("source", get_args(Source)), ("directions", get_args(Directions))):
+            if getattr(self, name) not in known:
+                raise OptionError(f"{name} is {getattr(self, name)!r}; choose one of {known}")
+        if self.directions == "fisher" and self.source == "sgd":
+            raise OptionError(
+                'directions="fisher" is of a pass over inputs, and source="sgd" makes none: take '
+                'source="probe"'
+            )
+        if self.stiffness not in STIFFNESSES and not 0.0 < self.power < math.inf:
+            raise OptionError(
+                f"stiffness is {self.stiffness!r}; choose one of {STIFFNESSES}, or 'power:P' with "
+                "P > 0"
+            )
 
     def strength_over(self, tasks: int) -> float:
         """Return the weight of each task in a constraint that holds several, γ t^−SHARING.
@@ -81,6 +104,23 @@ class LDCOptions:
         return float(self.strength * max(1, tasks) ** -SHARING)
 
     @property
+    def power(self) -> float:
+        """The exponent P of stiffness "power:P"; 1 for every other, NaN where P is no number."""
+        name, _, exponent = str(self.stiffness).partition(":")
+        if name != "power":
+            return 1.0 if self.stiffness in STIFFNESSES else math.nan
+        try:
+            return float(exponent)
+        except ValueError:
+            return math.nan
+
+    @property
+    def varied(self) -> bool:
+        """Whether a task's measurement is changed before it is merged."""
+        plain = self.stiffness == "variance" or self.stiffness.startswith("power:")
+        return not (plain and self.power == 1.0 and self.directions != "random")
+
+    @property
     def use_centre(self) -> bool:
         """Whether a task ends at the centre of its fluctuation."""
         return self.strength > 0 if self.centre is None else self.centre
@@ -90,4 +130,4 @@ class LDCOptions:
         """The damping δ in force, the source's own default if none was given."""
         if self.damping is not None:
             return float(self.damping)
-        return 0.6 if self.source == "probe" else 0.0
+        return 0.0 if self.source == "sgd" else 0.6

@@ -12,6 +12,7 @@ from torch import Tensor
 from flatcl.core.constraint import Constraint
 from flatcl.core.layers import Unit
 from flatcl.core.metric import StepMetric
+from flatcl.core.network import NetworkConstraint
 from flatcl.core.pull import TIERS, PullState, correction
 
 Marks: TypeAlias = tuple[dict[str, PullState], list[list[float]], int]
@@ -25,7 +26,8 @@ class PullSchedule:
         parameters: its parameters by name.
         constraints: of the earlier tasks, by unit's name.
         metric: of the optimiser.
-        strength: γ.
+        strength: γ of the units' constraints.
+        network: a constraint on all parameters, pulled at every visit of the quickest tier.
     """
 
     def __init__(
@@ -35,10 +37,11 @@ class PullSchedule:
         constraints: Mapping[str, Constraint],
         metric: StepMetric,
         strength: float,
+        network: NetworkConstraint | None = None,
     ) -> None:
         self.held = [unit for unit in units if unit.name in constraints]
         self.parameters, self.constraints = parameters, constraints
-        self.metric, self.strength = metric, strength
+        self.metric, self.strength, self.network = metric, strength, network
         # Σ η since the task began, one number a parameter group; and what it was when each tier
         # was last visited.
         self.travelled = [0.0] * len(metric.optimizer.param_groups)
@@ -96,9 +99,23 @@ class PullSchedule:
                 shares=shares,
             )
             unit.subtract_(self.parameters, y)
+        if self.network is not None and any(waited[0]):
+            self._pull_network_(self.network, waited[0])
         self.pulls += 1
         for tier in range(tiers):
             self.visited[tier] = list(self.travelled)
+
+    def _pull_network_(self, network: NetworkConstraint, travelled: list[float]) -> None:
+        units = {name: Unit(name, None, matrix=False) for name in self.parameters}
+        read = {n: self.metric.read(u, self.parameters, travelled) for n, u in units.items()}
+        metric = {name: D for name, D in read.items() if D is not None}
+        for name, y in network.correction(self.parameters, metric).items():
+            units[name].subtract_(self.parameters, y)
+
+    @property
+    def holds(self) -> bool:
+        """Whether there is anything to pull."""
+        return bool(self.held) or self.network is not None
 
     def marks(self) -> Marks:
         """Return what a pull changes beside the weights.

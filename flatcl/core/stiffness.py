@@ -11,6 +11,8 @@ weights over a window; a window blends memory and drift into the variance, one s
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -82,6 +84,10 @@ def damp(stiffness: Tensor, damping: float) -> Tensor:
     return stiffness + damping * stiffness.mean(0, keepdim=True)
 
 
+OutputDraw = Callable[[Tensor, float, torch.Generator], Tensor]
+"""Maps outputs [..., C], a scale and a CPU generator to random directions r [..., C]."""
+
+
 def output_directions(outputs: Tensor, scale: float, generator: torch.Generator) -> Tensor:
     """Return random directions in output space, one a row, that do not depend on the labels.
 
@@ -103,3 +109,28 @@ def output_directions(outputs: Tensor, scale: float, generator: torch.Generator)
         return alone
     centred: Tensor = noise - noise.mean(-1, keepdim=True)
     return centred * scale
+
+
+def label_directions(outputs: Tensor, scale: float, generator: torch.Generator) -> Tensor:
+    """Return the loss's gradients at the outputs, one a row, for labels that the network predicts.
+
+    r = p − e_y with y ~ p = softmax(outputs): zero mean and covariance diag p − ppᵀ, so that the
+    gradients' second moment is the Fisher matrix, which for a softmax is the Gauss–Newton Hessian
+    too. A single output is a logit: r = p − y, p its sigmoid. True labels in y's place would give
+    the empirical Fisher, which vanishes with the loss; so does this one, more slowly.
+
+    Args:
+        outputs: [..., C], logits.
+        scale: unused: the loss has a unit of its own.
+        generator: on the CPU; the draw is moved to the outputs' device.
+
+    Returns:
+        [..., C], in the outputs' dtype.
+    """
+    uniform: Tensor = torch.rand(outputs[..., :1].shape, generator=generator).to(outputs)
+    if outputs.shape[-1] == 1:
+        p = outputs.sigmoid()
+        return p - (uniform < p).to(p)
+    p = outputs.softmax(-1)
+    label = (p.cumsum(-1) < uniform).sum(-1, keepdim=True).clamp_max(outputs.shape[-1] - 1)
+    return p.scatter_add(-1, label, -torch.ones_like(label, dtype=p.dtype))

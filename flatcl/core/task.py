@@ -13,6 +13,7 @@ from flatcl.core.constraint import Constraint
 from flatcl.core.layers import Unit
 from flatcl.core.measure import Measurement, ProbeMeasurement
 from flatcl.core.metric import StepMetric
+from flatcl.core.network import NetworkConstraint
 from flatcl.core.options import LDCOptions
 from flatcl.core.pull import TIERS
 from flatcl.core.schedule import PullSchedule
@@ -31,6 +32,7 @@ class RunningTask:
         options: of LDC.
         strength: γ of the constraints in this task.
         steps: the task's number of steps, if known.
+        network: a constraint on all parameters, or None.
     """
 
     def __init__(
@@ -44,17 +46,22 @@ class RunningTask:
         *,
         strength: float,
         steps: int | None,
+        network: NetworkConstraint | None = None,
     ) -> None:
         self.parameters, self.options = parameters, options
         self.steps_made = 0
-        self.schedule = PullSchedule(units, parameters, constraints, metric, strength)
+        self.schedule = PullSchedule(units, parameters, constraints, metric, strength, network)
+        self.network = network
+        if network is not None:
+            network.begin_task(parameters, steps)
         self.centre = Centre(model, parameters.values())
         self.start = [p.detach().clone() for p in parameters.values()]
         self.watching = options.source == "sgd" and options.strength > 0
+        shared = {} if options.varied else constraints  # a variant is of the task's own basis
         self.measurement: Measurement = (
-            TrainingMeasurement(units, constraints, steps, options.use_damping)
+            TrainingMeasurement(units, shared, steps, options.use_damping)
             if self.watching
-            else ProbeMeasurement(units, constraints)
+            else ProbeMeasurement(units, shared)
         )
 
     def step(self, batch_size: int | None) -> None:
@@ -67,6 +74,8 @@ class RunningTask:
         self.schedule.count()
         if self.watching:
             self.measurement.watch(self.steps_made, self.parameters, batch_size)
+        if self.network is not None:
+            self.network.watch(self.steps_made, self.parameters)
         if self.steps_made % self.options.interval == 0:
             self.schedule.pull_(self.schedule.due())
             self._sample()
@@ -95,7 +104,7 @@ class RunningTask:
         Yields:
             Nothing. Right after a pull the weights are left as they are.
         """
-        if not any(self.schedule.since(0)) or not self.schedule.held:
+        if not any(self.schedule.since(0)) or not self.schedule.holds:
             yield
             return
         kept = [p.detach().clone() for p in self.parameters.values()]

@@ -26,7 +26,7 @@ from flatcl.records import TUNING_SEED
         ("weight_decay", "1", "weight-decay is '1': give a finite number"),
         ("scenario", "spilt", "scenario is 'spilt': choose one of permuted, rotated"),
         ("init", None, "init is None: choose one of torch, he"),
-        ("source", "both", "source is 'both': choose one of probe, sgd"),
+        ("source", "both", "source is 'both': choose one of probe, fisher, sgd, published"),
         ("methods", ("ewc", "gem"), "there is no method 'gem'; choose from naive"),
         ("methods", (), "there is no method ''"),
         ("methods", ("ewc", "ewc"), "name each method once"),
