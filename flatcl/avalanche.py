@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
+from flatcl.core.describe import Description
 from flatcl.core.engine import Landscape
 from flatcl.core.options import LDCOptions, Source
 from flatcl.errors import OptionError, StateError
@@ -137,6 +138,22 @@ class LDCPlugin(BasePlugin):  # the base without per-step hooks: an empty hook c
             Bytes, without the model and its optimiser.
         """
         return 0 if self.landscape is None else self.landscape.bytes_held()
+
+    def describe(self) -> Description:
+        """Return how every parameter of the model is held, or why it is not.
+
+        Returns:
+            One line a parameter; ``print`` shows a table.
+
+        Raises:
+            StateError: no task has begun.
+        """
+        if self.landscape is None:
+            raise StateError(
+                "no task has begun, so that the model is not known yet: call describe() after "
+                "train() on the first experience"
+            )
+        return self.landscape.describe()
 
 
 def _steps(strategy: SupervisedTemplate) -> int | None:
@@ -277,3 +294,11 @@ class LDC(SupervisedTemplate):
             Bytes, without the model and its optimiser.
         """
         return self.ldc.bytes_held()
+
+    def describe(self) -> Description:
+        """Return how every parameter of the model is held, or why it is not.
+
+        Returns:
+            One line a parameter; ``print`` shows a table.
+        """
+        return self.ldc.describe()

@@ -19,6 +19,7 @@ from flatcl.core.checkpoint import (
     warn_of_changes,
 )
 from flatcl.core.constraint import Constraint
+from flatcl.core.describe import Description, describe
 from flatcl.core.gradients import Forward
 from flatcl.core.layers import Unit, matrix_views, trained_parameters
 from flatcl.core.measure import TaskEnd, combined
@@ -179,6 +180,15 @@ class Landscape:
         """
         encoded = (encode_constraint(c).values() for c in self.constraints.values())
         return sum(t.numel() * t.element_size() for tensors in encoded for t in tensors)
+
+    def describe(self) -> Description:
+        """Return how every parameter is held, or why it is not; ``print`` shows a table.
+
+        Returns:
+            One line a parameter, with the bytes held after a task; before one, those to come.
+        """
+        off = self.options.strength == 0
+        return describe(self.model, self._units, self.constraints, switched_off=off)
 
     def state_dict(self) -> State:
         """Return what is held between tasks, to be saved with ``torch.save``.

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from flatcl.core.constraint import Constraint
 from flatcl.core.layers import Unit
-from flatcl.core.metric import StepMetric
+from flatcl.core.metric import Metric, StepMetric
 from flatcl.core.pull import TIERS, PullState, correction
 
 Marks: TypeAlias = tuple[dict[str, PullState], list[list[float]], int]
@@ -83,8 +83,9 @@ class PullSchedule:
         if whole == 0:
             return
         shares = [sum(steps) / whole for steps in waited]
+        shared: dict[str, Metric | None] = {}
         for unit in self.held:
-            metric = self.metric.read(unit, self.parameters, travelled)
+            metric = self.metric.read(unit, self.parameters, travelled, shared)
             if metric is None:
                 continue
             y = correction(
