@@ -32,7 +32,6 @@ from avalanche.training.templates import SupervisedTemplate  # noqa: E402
 
 _OPTIONS = tuple(field.name for field in fields(LDCOptions))
 _DEFAULT = LDCOptions()
-
 __all__ = ["LDC", "LDCPlugin", "OldClassOffset"]
 
 
@@ -140,19 +139,16 @@ class LDCPlugin(BasePlugin):  # the base without per-step hooks: an empty hook c
         return 0 if self.landscape is None else self.landscape.bytes_held()
 
     def describe(self) -> Description:
-        """Return how every parameter of the model is held, or why it is not.
+        """Return how every parameter of the model is held; ``print`` shows a table.
 
         Returns:
-            One line a parameter; ``print`` shows a table.
+            One line a parameter.
 
         Raises:
             StateError: no task has begun.
         """
         if self.landscape is None:
-            raise StateError(
-                "no task has begun, so that the model is not known yet: call describe() after "
-                "train() on the first experience"
-            )
+            raise StateError("no task has begun: call describe() after the first train()")
         return self.landscape.describe()
 
 
@@ -296,9 +292,9 @@ class LDC(SupervisedTemplate):
         return self.ldc.bytes_held()
 
     def describe(self) -> Description:
-        """Return how every parameter of the model is held, or why it is not.
+        """Return ``LDCPlugin.describe()``.
 
         Returns:
-            One line a parameter; ``print`` shows a table.
+            One line a parameter.
         """
         return self.ldc.describe()
