@@ -27,7 +27,9 @@ otherwise, this is the place to say so:
 - classes in dimension 1, as in segmentation: ``lambda batch: model(batch[0]).movedim(1, -1)``;
 - outputs that stand each for itself, as in regression of several numbers or with several labels an
   input: ``lambda batch: model(batch[0]).unsqueeze(-1)``. Without it, a common shift of all outputs
-  counts as no change, which it is to a softmax alone.
+  counts as no change, which it is to a softmax alone;
+- a loss that curves more in an output than a softmax does, as mean squared error does (by 2, not
+  by ¼): multiply the outputs by the root of the ratio, or raise the strength by the ratio.
 """
 
 

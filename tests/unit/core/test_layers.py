@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from zoo import ZOO
 
 from flatcl.core.constraint import Constraint
 from flatcl.core.eigenbasis import KroneckerBasis
@@ -16,13 +18,14 @@ from flatcl.core.metric import StepMetric
 from flatcl.core.pull import TIERS, by_falling_stiffness, pull_reference
 from flatcl.core.schedule import PullSchedule
 from flatcl.errors import OptionError
-from zoo import ZOO
 
 
 def views_of(model: nn.Module) -> dict[str, tuple[int, ...]]:
     parameters = trained_parameters(model)
     return {
-        unit.name: tuple(unit.gather(parameters).shape) for unit in matrix_views(model) if unit.matrix
+        unit.name: tuple(unit.gather(parameters).shape)
+        for unit in matrix_views(model)
+        if unit.matrix
     }
 
 
@@ -78,7 +81,7 @@ def test_a_matrix_times_the_patches_is_the_convolution(
     dims: int, groups: int, generator: torch.Generator
 ) -> None:
     """Ordinary and transposed, in the one layout: W [out, in · positions], bias the last column."""
-    size = (2,) * dims
+    size: Any = (2,) * dims
     for layer in (
         [nn.Conv1d, nn.Conv2d, nn.Conv3d][dims - 1](4, 6, size, groups=groups),
         [nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d][dims - 1](
@@ -182,6 +185,7 @@ def test_a_pull_of_sliced_units_is_the_dense_proximal_step(
     fused = Unit("all", Part("in_proj_weight"), Part("in_proj_bias"), matrix=True)
     before = fused.gather(parameters).detach().clone()
     D = metric.read(fused, parameters, [1.0])
+    assert D is not None
     schedule = PullSchedule(units, parameters, constraints, metric, 2.0)
     schedule.travelled = [1.0]
     schedule.pull_(TIERS)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -10,8 +9,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from zoo import ZOO
 
 from flatcl.core.gradients import (
+    Forward,
     chunked,
     evaluation_mode,
     outputs_of,
@@ -23,33 +24,26 @@ from flatcl.core.moments import OuterProduct
 from flatcl.core.stiffness import output_directions
 from flatcl.errors import DataError
 
-sys.path.append(str(Path(__file__).parents[1] / "unit" / "core"))
-from zoo import ZOO  # noqa: E402
-
-Forward = Callable[[list[Tensor]], Tensor]
-
 
 def compare(model: nn.Module, x: Tensor, forward: Forward | None = None) -> list[object]:
     """Check one probe gradient against autograd's of the same r · f; return it."""
-    forward = forward or (lambda batch: model(batch[0]))
+    run: Forward = forward or (lambda batch: model(batch[0]))
     units, parameters = matrix_views(model), trained_parameters(model)
     before = {name: t.clone() for name, t in model.state_dict().items()}
     modes = [module.training for module in model.modules()]
     (found,) = probe_gradients(
-        model, units, parameters, [[x]], forward=forward, widths=[0.0] * len(units), scale=0.7,
+        model, units, parameters, [[x]], forward=run, widths=[0.0] * len(units), scale=0.7,
         generator=torch.Generator().manual_seed(3),
     )  # fmt: skip
     assert [module.training for module in model.modules()] == modes
     assert all(torch.equal(t, before[name]) for name, t in model.state_dict().items())
     assert all(p.grad is None for p in model.parameters())
     with evaluation_mode(model), torch.enable_grad():
-        outputs = forward([x])
+        outputs = run([x])
     if outputs.dim() == 1:
         outputs = outputs[:, None]
     rows = outputs[..., 0].numel()
-    r = output_directions(
-        outputs, 0.7 * (len(x) / rows) ** 0.5, torch.Generator().manual_seed(3)
-    )
+    r = output_directions(outputs, 0.7 * (len(x) / rows) ** 0.5, torch.Generator().manual_seed(3))
     leaves = list(parameters.values())
     whole = torch.autograd.grad(outputs, leaves, r, allow_unused=True)
     by_name = {
