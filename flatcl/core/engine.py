@@ -56,7 +56,8 @@ class Landscape:
         model: the network; heads may be added or grow between tasks.
         optimizer: the one that trains it.
         options: see ``LDCOptions``; None for the defaults.
-        forward: from a batch (its tensors) to outputs [..., C]; None for ``model(batch[0])``.
+        forward: from a batch (its tensors) to outputs [..., C]; None for ``model(batch[0])``. Where
+            the classes are not the last dimension, or are no classes: see ``gradients.Forward``.
 
     Raises:
         OptionError: the model has no trainable parameter.
@@ -110,7 +111,8 @@ class Landscape:
         """Count one optimiser step, just made; every ``interval`` steps, pull.
 
         Args:
-            batch_size: of the step's gradient; needed by ``source="sgd"`` alone.
+            batch_size: of the step's gradient, the number of terms in the loss's mean (tokens
+                count each); needed by ``source="sgd"`` alone.
 
         Raises:
             StateError: no task is running, or the batch size is missing.
@@ -188,7 +190,7 @@ class Landscape:
             One line a parameter, with the bytes held after a task; before one, those to come.
         """
         off = self.options.strength == 0
-        return describe(self.model, self._units, self.constraints, switched_off=off)
+        return describe(self.model, matrix_views(self.model), self.constraints, switched_off=off)
 
     def state_dict(self) -> State:
         """Return what is held between tasks, to be saved with ``torch.save``.

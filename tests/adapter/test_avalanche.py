@@ -26,6 +26,7 @@ from avalanche.logging import BaseLogger  # isort: skip
 from avalanche.models import IncrementalClassifier, MultiHeadClassifier  # isort: skip
 from avalanche.models.dynamic_modules import MultiTaskModule  # isort: skip
 from avalanche.training import EWC, LwF, Naive, Replay  # isort: skip
+from avalanche.core import BasePlugin  # isort: skip
 from avalanche.training.plugins import (  # isort: skip
     EarlyStoppingPlugin,
     EvaluationPlugin,

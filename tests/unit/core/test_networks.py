@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from zoo import CLASSES, ZOO, Kind
 
 from flatcl.core.engine import Landscape
-from flatcl.core.options import LDCOptions
+from flatcl.core.options import LDCOptions, Source
 
 OPTIMIZERS: dict[str, Callable[[nn.Module], torch.optim.Optimizer]] = {
     "sgd": lambda m: torch.optim.SGD([p for p in m.parameters() if p.requires_grad], lr=0.1),
@@ -51,11 +51,13 @@ def labels(kind: Kind, task: int, outputs: Tensor) -> Tensor:
     return (logits - logits.flatten(0, -2).mean(0)).argmax(-1)
 
 
-def forgetting(kind: Kind, optimizer: str, strength: float) -> tuple[float, Landscape]:
+def forgetting(
+    kind: Kind, optimizer: str, strength: float, source: Source = "probe"
+) -> tuple[float, Landscape]:
     """Return the change of the outputs on the first task's inputs during the second."""
     model = kind.model()
     opt = OPTIMIZERS[optimizer](model)
-    options = LDCOptions(strength=strength, interval=4, probe_inputs=64)
+    options = LDCOptions(strength=strength, interval=4, probe_inputs=64, source=source)
     landscape = Landscape(model, opt, options=options)
     first = kind.inputs(128, 0)
     for task in (0, 1):
@@ -83,6 +85,14 @@ def test_a_second_task_changes_the_outputs_on_the_first_less(name: str, optimize
     assert all(float(c.stiffness.sum()) > 0 for c in landscape.constraints.values())
     before = Landscape(landscape.model, landscape.metric.optimizer).describe()
     assert landscape.describe().total == before.total == landscape.bytes_held()
+
+
+@pytest.mark.parametrize("name", ["attention", "groups", "bag"])
+def test_training_gradients_hold_sliced_units_too(name: str) -> None:
+    held, landscape = forgetting(ZOO[name], "adam", 3.5, source="sgd")
+    free, _ = forgetting(ZOO[name], "adam", 0.0)
+    assert held < 0.8 * free
+    assert all(float(c.stiffness.sum()) > 0 for c in landscape.constraints.values())
 
 
 def regression(outputs: Tensor, y: Tensor) -> Tensor:
