@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
+from flatcl.core.describe import Description
 from flatcl.core.engine import Landscape
 from flatcl.core.options import Directions, LDCOptions, Source
 from flatcl.errors import OptionError, StateError
@@ -31,7 +32,6 @@ from avalanche.training.templates import SupervisedTemplate  # noqa: E402
 
 _OPTIONS = tuple(field.name for field in fields(LDCOptions))
 _DEFAULT = LDCOptions()
-
 __all__ = ["LDC", "LDCPlugin", "OldClassOffset"]
 
 
@@ -140,6 +140,19 @@ class LDCPlugin(BasePlugin):  # the base without per-step hooks: an empty hook c
             Bytes, without the model and its optimiser.
         """
         return 0 if self.landscape is None else self.landscape.bytes_held()
+
+    def describe(self) -> Description:
+        """Return how every parameter of the model is held; ``print`` shows a table.
+
+        Returns:
+            One line a parameter.
+
+        Raises:
+            StateError: no task has begun.
+        """
+        if self.landscape is None:
+            raise StateError("no task has begun: call describe() after the first train()")
+        return self.landscape.describe()
 
 
 def _steps(strategy: SupervisedTemplate) -> int | None:
@@ -286,3 +299,11 @@ class LDC(SupervisedTemplate):
             Bytes, without the model and its optimiser.
         """
         return self.ldc.bytes_held()
+
+    def describe(self) -> Description:
+        """Return ``LDCPlugin.describe()``.
+
+        Returns:
+            One line a parameter.
+        """
+        return self.ldc.describe()

@@ -19,6 +19,7 @@ from flatcl.core.checkpoint import (
     warn_of_changes,
 )
 from flatcl.core.constraint import Constraint
+from flatcl.core.describe import Description, describe
 from flatcl.core.gradients import Forward, chunked
 from flatcl.core.layers import Unit, matrix_views, trained_parameters
 from flatcl.core.measure import TaskEnd, combined
@@ -57,7 +58,8 @@ class Landscape:
         model: the network; heads may be added or grow between tasks.
         optimizer: the one that trains it.
         options: see ``LDCOptions``; None for the defaults.
-        forward: from a batch (its tensors) to outputs [..., C]; None for ``model(batch[0])``.
+        forward: from a batch (its tensors) to outputs [..., C]; None for ``model(batch[0])``. Where
+            the classes are not the last dimension, or are no classes: see ``gradients.Forward``.
         network: a constraint on all parameters together, beside the units' own, or in their place
             with strength 0.
 
@@ -116,7 +118,8 @@ class Landscape:
         """Count one optimiser step, just made; every ``interval`` steps, pull.
 
         Args:
-            batch_size: of the step's gradient; needed by ``source="sgd"`` alone.
+            batch_size: of the step's gradient, the number of terms in the loss's mean (tokens
+                count each); needed by ``source="sgd"`` alone.
 
         Raises:
             StateError: no task is running, or the batch size is missing.
@@ -189,6 +192,15 @@ class Landscape:
             encoded.append(self.network.state_dict())
         tensors = [t for state in encoded for t in state.values() if isinstance(t, Tensor)]
         return sum(t.numel() * t.element_size() for t in tensors)
+
+    def describe(self) -> Description:
+        """Return how every parameter is held, or why it is not; ``print`` shows a table.
+
+        Returns:
+            One line a parameter, with the bytes held after a task; before one, those to come.
+        """
+        off = self.options.strength == 0
+        return describe(self.model, matrix_views(self.model), self.constraints, switched_off=off)
 
     def state_dict(self) -> State:
         """Return what is held between tasks, to be saved with ``torch.save``.

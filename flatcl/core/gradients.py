@@ -3,21 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import TypeAlias
+from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from flatcl.core.layers import Unit
-from flatcl.core.moments import Gradient, OuterProduct
+from flatcl.core.moments import Gradient
 from flatcl.core.stiffness import OutputDraw, output_directions
+from flatcl.core.taps import ProbeGraph, dense, tapped
 from flatcl.errors import DataError
 
 _POOL = 8  # normal deviates in the probe's pool, in units of the weights that it perturbs
 
 Forward = Callable[[Sequence[Tensor]], Tensor]
-"""Maps a batch, its tensors in the order of the loader, to the network's outputs [..., C]."""
+"""Maps a batch, its tensors in the order of the loader, to the network's outputs [..., C].
+
+The first dimension of the batch counts inputs. The last of the outputs is what one softmax runs
+over; the loss is taken as a mean over all the others, tokens or pixels. Where a model has it
+otherwise, this is the place to say so:
+
+- classes in dimension 1, as in segmentation: ``lambda batch: model(batch[0]).movedim(1, -1)``;
+- outputs that stand each for itself, as in regression of several numbers or with several labels an
+  input: ``lambda batch: model(batch[0]).unsqueeze(-1)``. Without it, a common shift of all outputs
+  counts as no change, which it is to a softmax alone;
+- a loss that curves more in an output than a softmax does, as mean squared error does (by 2, not
+  by ¼): multiply the outputs by the root of the ratio, or raise the strength by the ratio.
+"""
 
 
 def training_gradients(units: Sequence[Unit], parameters: Mapping[str, Tensor]) -> list[Tensor]:
@@ -31,7 +44,8 @@ def training_gradients(units: Sequence[Unit], parameters: Mapping[str, Tensor]) 
         One tensor a unit, in the unit's view, nats/w.
     """
     gradients = {
-        name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in parameters.items()
+        name: torch.zeros_like(p) if p.grad is None else dense(p.grad)
+        for name, p in parameters.items()
     }
     return [unit.gather(gradients) for unit in units]
 
@@ -78,6 +92,9 @@ def chunked(
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
     """Put every module in evaluation mode; each module's own mode comes back, whatever happens.
 
+    Recurrent layers stay in training mode with their dropout off, which computes the same: cuDNN
+    differentiates them in no other.
+
     Args:
         model: any module.
 
@@ -85,12 +102,44 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
         Nothing.
     """
     modes = [(module, module.training) for module in model.modules()]
+    recurrent = [(m, m.dropout) for m in model.modules() if isinstance(m, nn.RNNBase)]
     model.eval()
     try:
+        for layer, _ in recurrent:
+            layer.training, layer.dropout = True, 0.0
         yield
     finally:
         for module, mode in modes:
             module.training = mode
+        for layer, dropout in recurrent:
+            layer.dropout = dropout
+
+
+def outputs_of(forward: Forward, batch: Sequence[Tensor]) -> Tensor:
+    """Return the network's outputs for a batch, one row a prediction.
+
+    Args:
+        forward: from a batch to outputs.
+        batch: its tensors.
+
+    Returns:
+        [..., C]; outputs [inputs] of a single number each become [inputs, 1].
+
+    Raises:
+        DataError: they are no tensor of floating-point numbers with a dimension for the inputs.
+    """
+    outputs: object = forward(batch)
+    if not isinstance(outputs, Tensor):
+        raise DataError(
+            f"the model returned a {type(outputs).__name__}; the probe needs the tensor of "
+            "outputs: pass forward=, for instance lambda batch: model(batch[0])[0]"
+        )
+    if outputs.dim() == 0 or not outputs.is_floating_point():
+        raise DataError(
+            f"the model returned {outputs.dtype} of shape {tuple(outputs.shape)}; the probe needs "
+            "floating-point outputs [inputs, ..., C]: pass forward= that returns them"
+        )
+    return outputs.unsqueeze(-1) if outputs.dim() == 1 else outputs
 
 
 def probe_gradients(
@@ -108,9 +157,10 @@ def probe_gradients(
     """Yield, for each chunk, the gradient of Σ_n r_n · f(x_n) at freshly perturbed weights.
 
     Margin-free: unlike the loss's gradient it does not vanish when the loss does, and it covers
-    outputs that no label has named yet. Perturbations are Gaussian on matrices only. Weights and
-    buffers are as before at each yield, modes once the generator has ended or is closed; ``.grad``
-    is never touched.
+    outputs that no label has named yet. Where an input has several rows of outputs, tokens or
+    pixels, r is smaller, so that k is a mean over them as the loss is. Perturbations are Gaussian
+    on matrices only. Weights and buffers are as before at each yield, modes once the generator has
+    ended or is closed; ``.grad`` is never touched.
 
     Args:
         model: the network.
@@ -126,20 +176,26 @@ def probe_gradients(
     Yields:
         One gradient a unit, in its view; by its factors where that is cheaper.
     """
-    names = [name for unit in units for name in unit.names]
-    leaves = [parameters[name] for name in names]
+    leaves = [parameters[name] for name in dict.fromkeys(n for u in units for n in u.names)]
     originals = [leaf.detach().clone() for leaf in leaves]
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
     noise = _Noise(units, parameters, widths, generator)
-    with evaluation_mode(model), _tapped(model, units, parameters) as taps:
+    mixes: bool | None = None
+    with evaluation_mode(model), _alone(model), tapped(model, units, parameters) as taps:
         for chunk in chunks:
             try:
                 taps.clear()
                 noise.perturb_()
                 with torch.enable_grad():
-                    outputs = forward(chunk)
-                    r = draw(outputs.detach(), scale, generator)
-                    gradients = _gradients(outputs, r, len(chunk[0]), units, parameters, taps)
+                    outputs = outputs_of(forward, chunk)
+                    inputs, rows = len(chunk[0]), outputs[..., 0].numel()
+                    each = scale * (inputs / rows) ** 0.5
+                    r = draw(outputs.detach(), each, generator)
+                    graph = ProbeGraph(outputs, r, units, parameters, taps)
+                    if mixes is None:
+                        mixes = len(outputs) == inputs and graph.mixes(inputs)
+                    rowwise = len(outputs) == inputs and not mixes
+                    gradients = graph.gradients(inputs if rowwise else None)
             finally:
                 with torch.no_grad():
                     torch._foreach_copy_(leaves, originals)
@@ -148,74 +204,14 @@ def probe_gradients(
             yield gradients
 
 
-_Taps: TypeAlias = "dict[str, list[tuple[Tensor, Tensor]]]"
-
-
 @contextmanager
-def _tapped(
-    model: nn.Module, units: Sequence[Unit], parameters: Mapping[str, Tensor]
-) -> Iterator[_Taps]:
-    """Catch inputs and outputs of Linear layers while the body runs, by the weight's name.
-
-    Yields:
-        The calls of each layer.
-    """
-    held = {id(parameters[unit.name]): unit.name for unit in units if unit.matrix}
-    taps: _Taps = {}
-    handles = []
-
-    def catch(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        taps.setdefault(held[id(layer.weight)], []).append((inputs[0].detach(), output))
-        return output.clone()  # an activation in place must not overwrite what is caught
-
-    try:
-        for layer in model.modules():
-            if isinstance(layer, nn.Linear) and id(layer.weight) in held:
-                handles.append(layer.register_forward_hook(catch))
-        yield taps
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _gradients(
-    outputs: Tensor,
-    r: Tensor,
-    inputs: int,
-    units: Sequence[Unit],
-    parameters: Mapping[str, Tensor],
-    taps: _Taps,
-) -> list[Gradient]:
-    """Return each unit's gradient of Σ r · outputs, by factors for a Linear layer called once.
-
-    Rows of the factors are independent where each input has one row in the layer and one in the
-    outputs, as r is drawn anew for every row of the outputs; a network that mixes the rows of a
-    batch in evaluation mode is not foreseen. Otherwise factors are used where they are cheaper,
-    fewer rows than outputs.
-    """
-    samples = inputs if r[..., 0].numel() == inputs else None
-    once = {}
-    for name, calls in taps.items():
-        rows = calls[0][0].numel() // calls[0][0].shape[-1]
-        if len(calls) == 1 and (rows == samples or rows < len(parameters[name])):
-            once[name] = calls[0]
-    rest = [name for unit in units if unit.name not in once for name in unit.names]
-    wanted = [z for _, z in once.values()] + [parameters[name] for name in rest]
-    found = torch.autograd.grad(outputs, wanted, r, allow_unused=True)
-    filled = [torch.zeros_like(w) if g is None else g for w, g in zip(wanted, found, strict=True)]
-    at_outputs = dict(zip(once, filled, strict=False))
-    by_name = dict(zip(rest, filled[len(once) :], strict=True))
-    gradients: list[Gradient] = []
-    for unit in units:
-        if unit.name in once:
-            A = once[unit.name][0].reshape(-1, once[unit.name][0].shape[-1])
-            if unit.bias is not None:
-                A = torch.cat([A, A.new_ones(len(A), 1)], dim=1)
-            D = at_outputs[unit.name].reshape(len(A), -1)
-            gradients.append(OuterProduct(D, A, independent=len(A) == samples))
-        else:
-            gradients.append(unit.gather(by_name))
-    return gradients
+def _alone(model: nn.Module) -> Iterator[None]:
+    """Keep ``DistributedDataParallel`` from waiting for a backward pass that never reaches it."""
+    with ExitStack() as stack:
+        for module in model.modules():
+            if isinstance(module, DistributedDataParallel):
+                stack.enter_context(module.no_sync())
+        yield
 
 
 class _Noise:
@@ -233,11 +229,12 @@ class _Noise:
         widths: Sequence[float],
         generator: torch.Generator,
     ) -> None:
+        leaves = {name: parameter.detach() for name, parameter in parameters.items()}
         self.leaves = [
-            (parameters[name], width)
+            (part.of(leaves), width)
             for unit, width in zip(units, widths, strict=True)
             if unit.matrix and width > 0
-            for name in unit.names
+            for part in unit.parts
         ]
         self.generator = generator
         self.span = sum(leaf.numel() for leaf, _ in self.leaves)

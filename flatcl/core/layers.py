@@ -1,43 +1,81 @@
 """Which parameters are held, and their matrix view.
 
-ONE layout everywhere else: a Linear or Conv layer is W [out, in (+1)], in = channels · kernel
-positions, its bias (if trained) the last column, fed by a constant input 1. Every other trained
+ONE layout everywhere else: a unit is a matrix W [out, in (+1)], its bias (if trained) the last
+column, fed by a constant input 1; ``layouts`` says which matrices a layer has. Every other trained
 parameter keeps its own shape and is held entry by entry (a *diagonal* unit).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DataParallel, DistributedDataParallel
+from torch.nn.parameter import is_lazy
 
+from flatcl.core.layouts import entry_by_entry, layer_matrices
 from flatcl.errors import OptionError
 
-_MATRIX_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 # A dense eigenbasis of a wider side would cost more than the rest of a model this size.
 MAX_SIDE = 4096
 
 
 @dataclass(frozen=True)
-class Unit:
-    """A group of parameters that one constraint holds.
+class Part:
+    """The part of one parameter that belongs to a unit.
 
     Attributes:
-        name: the weight's name in ``model.named_parameters()``; the key of all state.
-        bias: the name of the bias that is the matrix's last column, or None.
+        parameter: its name, see ``named_parameters``.
+        rows: first and last + 1 along the first dimension, None for all.
+        transposed: True if the parameter is [in, out, …], as in a transposed convolution.
+    """
+
+    parameter: str
+    rows: tuple[int, int] | None = None
+    transposed: bool = False
+
+    def of(self, tensors: Mapping[str, Tensor]) -> Tensor:
+        """Return the part of a tensor, sharing its memory.
+
+        Args:
+            tensors: by parameter name, each in its parameter's shape.
+
+        Returns:
+            [out, …] for a weight, [out] for a bias.
+        """
+        tensor = tensors[self.parameter]
+        if self.rows is not None:
+            tensor = tensor[self.rows[0] : self.rows[1]]
+        return tensor.transpose(0, 1) if self.transposed else tensor
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A group of numbers that one constraint holds.
+
+    Attributes:
+        name: the key of all state: the weight's name, "name[label]" for a part of it.
+        weight: where its numbers lie.
+        bias: where the bias lies that is the matrix's last column, or None.
         matrix: True for a matrix view [out, in (+1)], False for entry-by-entry.
     """
 
     name: str
-    bias: str | None
+    weight: Part
+    bias: Part | None
     matrix: bool
 
     @property
+    def parts(self) -> tuple[Part, ...]:
+        """Where its numbers lie, the weight first."""
+        return (self.weight,) if self.bias is None else (self.weight, self.bias)
+
+    @property
     def names(self) -> tuple[str, ...]:
-        """The names of its parameters."""
-        return (self.name,) if self.bias is None else (self.name, self.bias)
+        """The names of the parameters that it has a part in."""
+        return tuple(part.parameter for part in self.parts)
 
     def gather(self, tensors: Mapping[str, Tensor]) -> Tensor:
         """Return the unit's view of tensors keyed by parameter name.
@@ -46,15 +84,15 @@ class Unit:
             tensors: parameters, gradients or optimiser state, each in its parameter's shape.
 
         Returns:
-            [out, in (+1)] for a matrix, else the parameter's shape. A copy if there is a bias.
+            [out, in (+1)] for a matrix, else the part's shape. A copy if there is a bias.
         """
-        weight = tensors[self.name]
+        weight = self.weight.of(tensors)
         if not self.matrix:
             return weight
         flat = weight.reshape(weight.shape[0], -1)
         if self.bias is None:
             return flat
-        return torch.cat([flat, tensors[self.bias].unsqueeze(1)], dim=1)
+        return torch.cat([flat, self.bias.of(tensors).unsqueeze(1)], dim=1)
 
     @torch.no_grad()
     def write_(self, parameters: Mapping[str, Tensor], view: Tensor) -> None:
@@ -64,8 +102,8 @@ class Unit:
             parameters: the model's parameters by name.
             view: as ``gather`` returns it; cast to each parameter's dtype.
         """
-        for name, part in self._parts(parameters, view):
-            parameters[name].copy_(part)
+        for place, values in self._places(parameters, view):
+            place.copy_(values)
 
     @torch.no_grad()
     def subtract_(self, parameters: Mapping[str, Tensor], view: Tensor) -> None:
@@ -75,14 +113,49 @@ class Unit:
             parameters: the model's parameters by name.
             view: as ``gather`` returns it; cast to each parameter's dtype.
         """
-        for name, part in self._parts(parameters, view):
-            parameters[name].sub_(part.to(parameters[name].dtype))
+        for place, values in self._places(parameters, view):
+            place.sub_(values.to(place.dtype))
 
-    def _parts(self, parameters: Mapping[str, Tensor], view: Tensor) -> list[tuple[str, Tensor]]:
-        shape = parameters[self.name].shape
+    def _places(
+        self, parameters: Mapping[str, Tensor], view: Tensor
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        weight = self.weight.of(parameters)
         if self.bias is None:
-            return [(self.name, view.reshape(shape))]
-        return [(self.name, view[:, :-1].reshape(shape)), (self.bias, view[:, -1])]
+            yield weight, view.reshape(weight.shape)
+        else:
+            yield weight, view[:, :-1].reshape(weight.shape)
+            yield self.bias.of(parameters), view[:, -1]
+
+
+def named_parameters(
+    model: nn.Module, *, remove_duplicate: bool = True
+) -> Iterator[tuple[str, nn.Parameter]]:
+    """Yield the model's parameters under the names that they have without a wrapper.
+
+    ``DistributedDataParallel``, ``DataParallel`` and ``torch.compile`` put a name of their own into
+    every name; a state saved with one must load without it.
+
+    Args:
+        model: any module.
+        remove_duplicate: whether a shared parameter comes once, under its first name.
+
+    Yields:
+        Name and parameter.
+    """
+    inserted = set()
+    for path, module in model.named_modules(remove_duplicate=False):
+        stem = f"{path}." if path else ""
+        if isinstance(module, (DataParallel, DistributedDataParallel)):
+            inserted.add(f"{stem}module")
+        elif "_orig_mod" in module._modules:  # the mark of torch.compile, whose class is private
+            inserted.add(f"{stem}_orig_mod")
+    for name, parameter in model.named_parameters(remove_duplicate=remove_duplicate):
+        if inserted:
+            words = name.split(".")
+            name = ".".join(
+                word for i, word in enumerate(words) if ".".join(words[: i + 1]) not in inserted
+            )
+        yield name, parameter
 
 
 def trained_parameters(model: nn.Module) -> dict[str, Tensor]:
@@ -94,23 +167,39 @@ def trained_parameters(model: nn.Module) -> dict[str, Tensor]:
     Returns:
         Name → parameter (the leaf that an optimiser moves).
     """
-    return {name: p for name, p in model.named_parameters() if p.requires_grad}
+    return {name: p for name, p in named_parameters(model) if p.requires_grad}
+
+
+def has_basis(out: int, width: int) -> bool:
+    """Return whether a matrix of this size is held in a dense Kronecker basis.
+
+    Args:
+        out: output directions.
+        width: input directions, with one for a bias.
+
+    Returns:
+        False for a side above ``MAX_SIDE``, and for a layer without outputs.
+    """
+    return out > 0 and max(out, width) <= MAX_SIDE
 
 
 def matrix_views(model: nn.Module) -> list[Unit]:
-    """Return how each trainable parameter is held: Linear and Conv layers as matrices.
+    """Return how each trainable parameter is held: the layers' matrices as such.
 
-    A convolution with groups, a layer with a side above ``MAX_SIDE``, and a layer whose weight is
-    not a leaf (parametrisations, weight norm) fall to the diagonal, under the leaf's name.
+    The matrices are those of ``layouts.layer_matrices``, and every other parameter of two
+    dimensions (a low-rank adapter's) that ``layouts.entry_by_entry`` does not name. What is left is
+    held entry by entry: vectors, normalisation layers, embeddings, depthwise convolutions, matrices
+    with a side above ``MAX_SIDE``, and layers whose weight is not a leaf (parametrisations, weight
+    norm), under the leaf's name.
 
     Args:
         model: the model as it is now; call again after a head has been added or has grown.
 
     Returns:
-        Units that cover every trainable parameter exactly once.
+        Units that cover every trainable number exactly once.
 
     Raises:
-        OptionError: the model has no trainable parameter.
+        OptionError: the model has no trainable parameter, or one without a shape, or a complex one.
     """
     parameters = trained_parameters(model)
     if not parameters:
@@ -118,21 +207,58 @@ def matrix_views(model: nn.Module) -> list[Unit]:
             "the model has no trainable parameter, so there is nothing to hold: "
             "check requires_grad of its parameters"
         )
+    for name, parameter in parameters.items():
+        if is_lazy(parameter):
+            raise OptionError(f"{name} has no shape yet: pass one batch through the model first")
+        if parameter.is_complex():
+            raise OptionError(
+                f"{name} is {parameter.dtype}: hold its real and imaginary parts as two real "
+                "parameters, or freeze it"
+            )
     name_of = {id(p): name for name, p in parameters.items()}
-    left = dict.fromkeys(parameters)
+    taken: dict[str, list[tuple[int, int]]] = {name: [] for name in parameters}
+
+    def claim(tensor: Tensor | None, rows: tuple[int, int] | None, transposed: bool) -> Part | None:
+        # What is not trained, or already another unit's (a shared parameter), is not taken.
+        if tensor is None or id(tensor) not in name_of:
+            return None
+        name = name_of[id(tensor)]
+        start, stop = rows or (0, len(tensor))
+        if any(start < b and a < stop for a, b in taken[name]):
+            return None
+        taken[name].append((start, stop))
+        return Part(name, rows, transposed)
+
     units: list[Unit] = []
     for layer in model.modules():
-        if not isinstance(layer, _MATRIX_LAYERS) or getattr(layer, "groups", 1) != 1:
+        for found in layer_matrices(layer):
+            if not has_basis(found.out, found.width + 1):
+                continue
+            weight = claim(found.weight, found.rows, found.transposed)
+            if weight is not None:
+                label = "" if found.label is None else f"[{found.label}]"
+                bias = claim(found.bias, found.bias_rows, False)
+                units.append(Unit(weight.parameter + label, weight, bias, matrix=True))
+    entries = entry_by_entry(model)
+    for name, p in parameters.items():
+        if taken[name] or id(p) in entries or p.dim() != 2 or min(p.shape) < 2:
             continue
-        weight = name_of.get(id(layer.weight))
-        if weight is None or weight not in left:
-            continue
-        out, width = layer.weight.shape[0], layer.weight[0].numel()
-        if max(out, width + 1) > MAX_SIDE:
-            continue
-        bias = name_of.get(id(layer.bias)) if layer.bias is not None else None
-        units.append(Unit(weight, bias if bias in left else None, matrix=True))
-        for name in units[-1].names:
-            del left[name]
-    units.extend(Unit(name, None, matrix=False) for name in left)
+        if has_basis(len(p), p.shape[1] + 1):
+            taken[name].append((0, len(p)))
+            units.append(Unit(name, Part(name), None, matrix=True))
+    for name, p in parameters.items():
+        units.extend(_rest(name, p, taken[name]))
     return units
+
+
+def _rest(name: str, parameter: Tensor, taken: list[tuple[int, int]]) -> Iterator[Unit]:
+    """Yield units, entry by entry, for what no matrix has taken of a parameter."""
+    if not taken:
+        yield Unit(name, Part(name), None, matrix=False)
+        return
+    start = 0
+    for first, last in [*sorted(taken), (len(parameter), len(parameter))]:
+        if start < first:
+            part = Part(name, (start, first))
+            yield Unit(f"{name}[{start}:{first}]", part, None, matrix=False)
+        start = last

@@ -17,7 +17,13 @@ from torch import Tensor, nn
 
 from flatcl.core.constraint import Constraint
 from flatcl.core.eigenbasis import KroneckerBasis
-from flatcl.core.gradients import Forward, chunked, evaluation_mode, probe_gradients
+from flatcl.core.gradients import (
+    Forward,
+    chunked,
+    evaluation_mode,
+    outputs_of,
+    probe_gradients,
+)
 from flatcl.core.layers import Unit
 from flatcl.core.merge import joint_basis, spectrum_in
 from flatcl.core.moments import EigenMoments, Gradient, KroneckerMoments, stacked
@@ -145,7 +151,7 @@ def _scale(end: TaskEnd, chunk: Sequence[Tensor]) -> float:
     if end.scale is not None:
         return end.scale
     with evaluation_mode(end.model), torch.no_grad():
-        outputs = end.forward(chunk)
+        outputs = outputs_of(end.forward, chunk)
     return float(max(2, outputs.shape[-1]) ** -_UNIT)
 
 

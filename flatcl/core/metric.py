@@ -47,7 +47,11 @@ class StepMetric:
         self._direction = known
 
     def read(
-        self, unit: Unit, parameters: Mapping[str, Tensor], travelled: list[float]
+        self,
+        unit: Unit,
+        parameters: Mapping[str, Tensor],
+        travelled: list[float],
+        shared: dict[str, Metric | None] | None = None,
     ) -> Metric | None:
         """Return sD of a unit, or None if the optimiser has not stepped it.
 
@@ -55,23 +59,24 @@ class StepMetric:
             unit: whose metric is wanted.
             parameters: the model's parameters by name.
             travelled: Σ η over the steps since the last pull, one number a group.
+            shared: filled with what was read of parameters that several units share, and looked
+                up there; None reads afresh.
 
         Returns:
             A number where one holds for the whole unit, else a tensor in the unit's view.
         """
         parts: dict[str, Metric] = {}
-        for name in unit.names:
-            parameter = parameters[name]
-            if parameter.grad is None:
+        for part in unit.parts:
+            name = part.parameter
+            if shared is None or part.rows is None:
+                metric = self._of(parameters[name], travelled)
+            else:
+                if name not in shared:
+                    shared[name] = self._of(parameters[name], travelled)
+                metric = shared[name]
+            if metric is None:
                 return None
-            found = self._group_of(parameter)
-            if found is None:
-                return None
-            group, total = found[0], travelled[found[1]]
-            direction = self._direction(group, self.optimizer.state.get(parameter, {}), parameter)
-            if direction is None:
-                return None
-            parts[name] = direction * total
+            parts[name] = metric
         values = list(parts.values())
         if all(isinstance(v, float) and v == values[0] for v in values):
             return values[0]
@@ -81,6 +86,14 @@ class StepMetric:
                 for name, v in parts.items()
             }
         )
+
+    def _of(self, parameter: Tensor, travelled: list[float]) -> Metric | None:
+        found = None if parameter.grad is None else self._group_of(parameter)
+        if found is None:
+            return None
+        group, total = found[0], travelled[found[1]]
+        direction = self._direction(group, self.optimizer.state.get(parameter, {}), parameter)
+        return None if direction is None else direction * total
 
     def _group_of(self, parameter: Tensor) -> tuple[_Group, int] | None:
         for i, group in enumerate(self.optimizer.param_groups):

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from flatcl.core.constraint import Constraint
-from flatcl.core.layers import Unit
-from flatcl.core.metric import StepMetric
+from flatcl.core.layers import Part, Unit
+from flatcl.core.metric import Metric, StepMetric
 from flatcl.core.network import NetworkConstraint
 from flatcl.core.pull import TIERS, PullState, correction
 
@@ -86,8 +86,9 @@ class PullSchedule:
         if whole == 0:
             return
         shares = [sum(steps) / whole for steps in waited]
+        shared: dict[str, Metric | None] = {}
         for unit in self.held:
-            metric = self.metric.read(unit, self.parameters, travelled)
+            metric = self.metric.read(unit, self.parameters, travelled, shared)
             if metric is None:
                 continue
             y = correction(
@@ -106,7 +107,7 @@ class PullSchedule:
             self.visited[tier] = list(self.travelled)
 
     def _pull_network_(self, network: NetworkConstraint, travelled: list[float]) -> None:
-        units = {name: Unit(name, None, matrix=False) for name in self.parameters}
+        units = {n: Unit(n, Part(n), None, matrix=False) for n in self.parameters}
         read = {n: self.metric.read(u, self.parameters, travelled) for n, u in units.items()}
         metric = {name: D for name, D in read.items() if D is not None}
         for name, y in network.correction(self.parameters, metric).items():

@@ -16,7 +16,7 @@ from scipy import stats
 from torch import Tensor
 
 from flatcl.core.eigenbasis import KroneckerBasis
-from flatcl.core.layers import Unit
+from flatcl.core.layers import Part, Unit
 from flatcl.errors import DataError, NonFiniteError, OptionError
 from flatcl.fluctuations.flatness import Flatness, curvature, flatness
 from flatcl.fluctuations.powerfit import PowerFit, power_fit
@@ -187,7 +187,7 @@ def _layer(surface: LossSurface) -> Unit | None:
     biases = [name for name, shape in surface.shapes.items() if len(shape) == 1]
     if len(weights) != 1 or len(biases) > 1 or len(surface.shapes) > 1 + len(biases):
         return None
-    return Unit(weights[0], biases[0] if biases else None, matrix=True)
+    return Unit(weights[0], Part(weights[0]), Part(biases[0]) if biases else None, matrix=True)
 
 
 def _flattened(surface: LossSurface, unit: Unit, view: Tensor) -> Tensor:

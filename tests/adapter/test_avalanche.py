@@ -26,6 +26,7 @@ from avalanche.logging import BaseLogger  # isort: skip
 from avalanche.models import IncrementalClassifier, MultiHeadClassifier  # isort: skip
 from avalanche.models.dynamic_modules import MultiTaskModule  # isort: skip
 from avalanche.training import EWC, LwF, Naive, Replay  # isort: skip
+from avalanche.core import BasePlugin  # isort: skip
 from avalanche.training.plugins import (  # isort: skip
     EarlyStoppingPlugin,
     EvaluationPlugin,
@@ -201,6 +202,49 @@ def test_growing_and_multiple_heads(model_class, optimizer):
         now = unit.gather(dict(model.named_parameters())).detach()
         assert torch.equal(first.anchor, now)
     assert torch.isfinite(weights(model)).all()
+
+
+@pytest.mark.parametrize("model_class", [Growing, MultiHead])
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_heads_and_their_biases_are_pulled_in_the_optimisers_metric_after_growth(
+    model_class, optimizer
+):
+    make = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}[optimizer]
+    torch.manual_seed(0)
+    model = model_class()
+    benchmark = stream(labels=model_class is MultiHead, growing=model_class is Growing)
+    seen = []
+
+    class Reader(BasePlugin):
+        def after_training_iteration(self, strategy, **kwargs):
+            task = strategy.ldc.landscape._task
+            for unit in task.schedule.held:
+                if unit.name.startswith("head"):
+                    view = unit.gather(task.parameters)
+                    found = strategy.ldc.landscape.metric.read(unit, task.parameters, [1.0])
+                    if found is not None:
+                        assert unit.bias is not None
+                        seen.append((strategy.clock.train_exp_counter, len(view)))
+                        shape = () if optimizer == "sgd" else view.shape
+                        assert torch.as_tensor(found).shape == shape
+                        assert torch.isfinite(torch.as_tensor(found)).all()
+
+    opt = make(model.parameters(), lr=1e-2)
+    train(LDC(interval=3, plugins=[Reader()], **settings(model, opt)), benchmark)
+    if model_class is Growing:
+        assert set(seen) == {(1, 2 * CLASSES), (2, 3 * CLASSES)}
+    else:
+        assert not seen  # a head of another task has no gradient, and stays where it is
+
+
+def test_a_description_needs_a_task_that_has_begun():
+    strategy = LDC(**settings(mlp()))
+    with pytest.raises(StateError, match=r"call describe\(\) after the first train"):
+        strategy.describe()
+    train(strategy, stream())
+    described = strategy.describe()
+    assert described.total == strategy.bytes_held()
+    assert "kronecker [12, 7]" in str(described)
 
 
 def test_strength_zero_equals_naive_bit_for_bit():

@@ -483,11 +483,11 @@ def test_every_trainable_parameter_is_held_once():
     )
     model["plain"].weight.requires_grad_(True)
     units = matrix_views(model)
-    names = [name for unit in units for name in unit.names]
-    assert sorted(names) == sorted(n for n, _ in model.named_parameters())
-    kinds = {unit.name: (unit.matrix, unit.bias) for unit in units}
+    names = {name for unit in units for name in unit.names}
+    assert names == {n for n, _ in model.named_parameters()}
+    kinds = {unit.name: (unit.matrix, unit.bias and unit.bias.parameter) for unit in units}
     assert kinds["conv.weight"] == (True, "conv.bias")
-    assert kinds["grouped.weight"] == (False, None)
+    assert kinds["grouped.weight[0]"] == kinds["grouped.weight[1]"] == (True, "grouped.bias")
     assert kinds["norm.weight"] == (False, None)
     assert kinds["plain.weight"] == (True, None)
     parameters = dict(model.named_parameters())

@@ -1,0 +1,145 @@
+"""What is held of a model, and what is not: one line for every parameter."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from flatcl.core.checkpoint import encode_constraint
+from flatcl.core.constraint import Constraint
+from flatcl.core.layers import Unit, named_parameters
+from flatcl.core.layouts import entry_by_entry, layer_matrices
+
+
+@dataclass(frozen=True)
+class Holding:
+    """How one parameter is held.
+
+    Attributes:
+        name: of the parameter.
+        shape: of the parameter.
+        held: in words, or why it is not.
+        bytes: of bases, stiffness and anchor; those of a bias count with its matrix.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    held: str
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Description:
+    """How every parameter of a model is held; prints as a table.
+
+    Attributes:
+        holdings: one a parameter, in the model's order.
+    """
+
+    holdings: tuple[Holding, ...]
+
+    @property
+    def total(self) -> int:
+        """Bytes held between tasks."""
+        return sum(holding.bytes for holding in self.holdings)
+
+    def __str__(self) -> str:
+        rows = [("parameter", "shape", "held", "bytes")]
+        for h in self.holdings:
+            shape = " × ".join(map(str, h.shape)) or "1"
+            rows.append((h.name, shape, h.held, f"{h.bytes:,}"))
+        rows.append(("total", "", "", f"{self.total:,}"))
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = [
+            "  ".join([*(cell.ljust(n) for cell, n in zip(row, widths[:3], strict=False)), last])
+            for row in rows
+            for last in [row[3].rjust(widths[3])]
+        ]
+        rule = "-" * len(lines[0])
+        return "\n".join([lines[0], rule, *lines[1:-1], rule, lines[-1]])
+
+
+def describe(
+    model: nn.Module,
+    units: Sequence[Unit],
+    constraints: Mapping[str, Constraint],
+    *,
+    switched_off: bool = False,
+) -> Description:
+    """Return how every parameter of a model is held, frozen and shared ones too.
+
+    Args:
+        model: the model as it is now.
+        units: how its trained parameters are held.
+        constraints: those in force, by unit's name; for a unit without one, the bytes are those
+            that it will have.
+        switched_off: True if nothing will be held (strength 0).
+
+    Returns:
+        One line a parameter.
+    """
+    first: dict[int, str] = {}
+    entries = entry_by_entry(model)
+    matrices = {id(m.weight) for layer in model.modules() for m in layer_matrices(layer)}
+    parameters = {name: p.detach() for name, p in named_parameters(model)}
+    holdings = []
+    for name, p in named_parameters(model, remove_duplicate=False):
+        shape = tuple(p.shape)
+        if first.setdefault(id(p), name) != name:
+            holdings.append(Holding(name, shape, f"shared with {first[id(p)]}", 0))
+        elif not p.requires_grad:
+            kind = "frozen" if p.is_floating_point() or p.is_complex() else f"{p.dtype}, frozen"
+            holdings.append(Holding(name, shape, kind.removeprefix("torch."), 0))
+        elif switched_off:
+            holdings.append(Holding(name, shape, "free: strength is 0", 0))
+        else:
+            own = [unit for unit in units if unit.weight.parameter == name]
+            views = [unit.gather(parameters) for unit in own]
+            words = [_words(own, views, _reason(p, entries, matrices))] if own else []
+            words += _columns([u for u in units if u.bias and u.bias.parameter == name])
+            size = sum(
+                _bytes(constraints[u.name]) if u.name in constraints else _bytes_to_come(u, view)
+                for u, view in zip(own, views, strict=True)
+            )
+            holdings.append(Holding(name, shape, "; ".join(words), size))
+    return Description(tuple(holdings))
+
+
+def _words(units: Sequence[Unit], views: Sequence[Tensor], reason: str) -> str:
+    """Return how the units of one parameter are held; they are all of one kind."""
+    if not units[0].matrix:
+        return f"entry by entry{reason}"
+    size = f"[{views[0].shape[0]}, {views[0].shape[1]}]"
+    return f"kronecker {size}" if len(units) == 1 else f"{len(units)} × kronecker {size}"
+
+
+def _columns(units: Sequence[Unit]) -> list[str]:
+    """Return whose last column a bias is."""
+    if not units:
+        return []
+    if len(units) == 1:
+        return [f"last column of {units[0].name}"]
+    return [f"last columns of {units[0].name} … {units[-1].name}"]
+
+
+def _reason(parameter: Tensor, entries: Mapping[int, str], matrices: set[int]) -> str:
+    """Return why a parameter is no matrix, "" for a vector: it could not be one."""
+    if id(parameter) in entries:
+        return f" ({entries[id(parameter)]})"
+    if id(parameter) in matrices or (parameter.dim() == 2 and min(parameter.shape) > 1):
+        return " (too wide for a basis)"
+    return "" if parameter.dim() < 2 else " (no matrix of a known layer)"
+
+
+def _bytes(constraint: Constraint) -> int:
+    return sum(t.numel() * t.element_size() for t in encode_constraint(constraint).values())
+
+
+def _bytes_to_come(unit: Unit, view: Tensor) -> int:
+    numbers = 2 * view.numel()  # stiffness and anchor
+    if unit.matrix:
+        numbers += sum(side**2 for side in view.shape)
+    return numbers * torch.promote_types(view.dtype, torch.float32).itemsize
