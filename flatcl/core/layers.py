@@ -16,8 +16,6 @@ from torch import Tensor, nn
 from flatcl.errors import OptionError
 
 _MATRIX_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
-# A dense eigenbasis of a wider side would cost more than the rest of a model this size.
-MAX_SIDE = 4096
 
 
 @dataclass(frozen=True)
@@ -100,8 +98,8 @@ def trained_parameters(model: nn.Module) -> dict[str, Tensor]:
 def matrix_views(model: nn.Module) -> list[Unit]:
     """Return how each trainable parameter is held: Linear and Conv layers as matrices.
 
-    A convolution with groups, a layer with a side above ``MAX_SIDE``, and a layer whose weight is
-    not a leaf (parametrisations, weight norm) fall to the diagonal, under the leaf's name.
+    A convolution with groups and a layer whose weight is not a leaf (parametrisations, weight norm)
+    fall to the diagonal, under the leaf's name.
 
     Args:
         model: the model as it is now; call again after a head has been added or has grown.
@@ -126,9 +124,6 @@ def matrix_views(model: nn.Module) -> list[Unit]:
             continue
         weight = name_of.get(id(layer.weight))
         if weight is None or weight not in left:
-            continue
-        out, width = layer.weight.shape[0], layer.weight[0].numel()
-        if max(out, width + 1) > MAX_SIDE:
             continue
         bias = name_of.get(id(layer.bias)) if layer.bias is not None else None
         units.append(Unit(weight, bias if bias in left else None, matrix=True))

@@ -52,7 +52,7 @@ class RunningTask:
         self.start = [p.detach().clone() for p in parameters.values()]
         self.watching = options.source == "sgd" and options.strength > 0
         self.measurement: Measurement = (
-            TrainingMeasurement(units, constraints, steps, options.use_damping)
+            TrainingMeasurement(units, constraints, steps, options)
             if self.watching
             else ProbeMeasurement(units, constraints)
         )
