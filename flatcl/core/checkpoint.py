@@ -6,13 +6,14 @@ Loads with ``weights_only=True``: no code is executed by reading it.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
 from torch import Tensor
 
 from flatcl.core.constraint import Constraint
 from flatcl.core.eigenbasis import KroneckerBasis
+from flatcl.core.layers import Unit
 from flatcl.errors import StateError
 
 State: TypeAlias = "dict[str, Any]"
@@ -97,6 +98,32 @@ def decode_constraints(
         constraint.grown_to(views[name])  # refuses a shape that does not fit
         constraints[name] = constraint.to(views[name].device)
     return constraints
+
+
+def with_biases_joined(
+    constraints: Mapping[str, Mapping[str, Tensor]], units: Sequence[Unit]
+) -> dict[str, Mapping[str, Tensor]]:
+    """Return saved constraints with each layer's bias in its weight's, as the units have it.
+
+    States from when wide layers were held as two parameters, entry by entry, have them apart.
+
+    Args:
+        constraints: encoded, by name.
+        units: of the model that takes them up.
+
+    Returns:
+        The same, a weight and a bias that were held apart joined under the weight's name.
+    """
+    joined = dict(constraints)
+    for unit in units:
+        if unit.bias is None or unit.bias not in joined or unit.name not in joined:
+            continue
+        weight, bias = joined[unit.name], joined.pop(unit.bias)
+        joined[unit.name] = {
+            key: unit.gather({unit.name: weight[key], unit.bias: bias[key]})
+            for key in weight.keys() & bias.keys()
+        }
+    return joined
 
 
 def warn_of_changes(saved: Mapping[str, object], own: Mapping[str, object]) -> None:

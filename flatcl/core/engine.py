@@ -17,6 +17,7 @@ from flatcl.core.checkpoint import (
     decode_constraints,
     encode_constraint,
     warn_of_changes,
+    with_biases_joined,
 )
 from flatcl.core.constraint import Constraint
 from flatcl.core.gradients import Forward
@@ -217,7 +218,8 @@ class Landscape:
         if self._task is not None:
             raise StateError("a task is running: load a state between tasks")
         views = {unit.name: unit.gather(self._parameters).detach() for unit in self._units}
-        constraints = decode_constraints(state, views)
+        joined = with_biases_joined(state.get("constraints", {}), self._units)
+        constraints = decode_constraints({**state, "constraints": joined}, views)
         warn_of_changes(state["options"], asdict(self.options))
         self.constraints = constraints
         self.tasks_ended = int(state["tasks_ended"])
