@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
+from flatcl.core.choice import BasisOption
 from flatcl.core.describe import Description
 from flatcl.core.engine import Landscape
 from flatcl.core.options import Directions, LDCOptions, Source
@@ -210,6 +211,8 @@ class LDC(SupervisedTemplate):
         directions: field of ``LDCOptions``.
         probe_inputs: field of ``LDCOptions``.
         probe_batch: field of ``LDCOptions``.
+        basis: field of ``LDCOptions``.
+        rank: field of ``LDCOptions``.
         seed: field of ``LDCOptions``.
         ewc_lambda: of EWC; ignored, as the next three.
         mode: of EWC; ignored.
@@ -245,6 +248,8 @@ class LDC(SupervisedTemplate):
         directions: Directions = _DEFAULT.directions,
         probe_inputs: int = _DEFAULT.probe_inputs,
         probe_batch: int = _DEFAULT.probe_batch,
+        basis: BasisOption = _DEFAULT.basis,
+        rank: int = _DEFAULT.rank,
         seed: int = _DEFAULT.seed,
         ewc_lambda: float | None = None,
         mode: str | None = None,
@@ -276,6 +281,8 @@ class LDC(SupervisedTemplate):
             directions=directions,
             probe_inputs=probe_inputs,
             probe_batch=probe_batch,
+            basis=basis,
+            rank=rank,
             seed=seed,
         )
         super().__init__(

@@ -49,16 +49,15 @@ def decode_constraint(state: Mapping[str, Tensor], name: str) -> Constraint:
     missing = {"stiffness", "anchor"} - set(state)
     if missing:
         raise StateError(f"the saved constraint of {name} lacks {sorted(missing)}: save it anew")
-    basis = KroneckerBasis(state["U_out"], state["U_in"]) if "U_out" in state else None
+    basis = KroneckerBasis.of_sides(state["U_out"], state["U_in"]) if "U_out" in state else None
     stiffness, anchor = state["stiffness"], state["anchor"]
-    fits = stiffness.shape == anchor.shape
-    if basis is not None:
-        out, width = len(basis.U_out), len(basis.U_in)
+    if basis is None:
+        fits = stiffness.shape == anchor.shape
+    else:
         fits = (
-            fits
-            and anchor.shape == (out, width)
-            and basis.U_out.shape == (out, out)
-            and basis.U_in.shape == (width, width)
+            anchor.shape == (len(basis.U_out), len(basis.U_in))
+            and stiffness.shape == basis.coordinates
+            and all(U.ndim == 2 and U.shape[1] <= len(U) for U in (basis.U_out, basis.U_in))
         )
     if not fits:
         shapes = {k: tuple(v.shape) for k, v in state.items()}

@@ -9,9 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from flatcl.core.checkpoint import encode_constraint
+from flatcl.core.choice import COMPLETE, Ranks, ranks
 from flatcl.core.constraint import Constraint
 from flatcl.core.layers import Unit, named_parameters
-from flatcl.core.layouts import entry_by_entry, layer_matrices
+from flatcl.core.layouts import entry_by_entry
+from flatcl.core.options import LDCOptions
 
 
 @dataclass(frozen=True)
@@ -66,8 +68,7 @@ def describe(
     model: nn.Module,
     units: Sequence[Unit],
     constraints: Mapping[str, Constraint],
-    *,
-    switched_off: bool = False,
+    options: LDCOptions,
 ) -> Description:
     """Return how every parameter of a model is held, frozen and shared ones too.
 
@@ -76,14 +77,13 @@ def describe(
         units: how its trained parameters are held.
         constraints: those in force, by unit's name; for a unit without one, the bytes are those
             that it will have.
-        switched_off: True if nothing will be held (strength 0).
+        options: of LDC; ``strength``, ``basis`` and ``rank`` count.
 
     Returns:
         One line a parameter.
     """
     first: dict[int, str] = {}
     entries = entry_by_entry(model)
-    matrices = {id(m.weight) for layer in model.modules() for m in layer_matrices(layer)}
     parameters = {name: p.detach() for name, p in named_parameters(model)}
     holdings = []
     for name, p in named_parameters(model, remove_duplicate=False):
@@ -93,27 +93,45 @@ def describe(
         elif not p.requires_grad:
             kind = "frozen" if p.is_floating_point() or p.is_complex() else f"{p.dtype}, frozen"
             holdings.append(Holding(name, shape, kind.removeprefix("torch."), 0))
-        elif switched_off:
+        elif options.strength == 0:
             holdings.append(Holding(name, shape, "free: strength is 0", 0))
         else:
             own = [unit for unit in units if unit.weight.parameter == name]
             views = [unit.gather(parameters) for unit in own]
-            words = [_words(own, views, _reason(p, entries, matrices))] if own else []
+            words = []
+            if own:
+                words.append(_words(own, views, options, _reason(p, entries)))
             words += _columns([u for u in units if u.bias and u.bias.parameter == name])
             size = sum(
-                _bytes(constraints[u.name]) if u.name in constraints else _bytes_to_come(u, view)
+                _bytes(constraints[u.name])
+                if u.name in constraints
+                else _bytes_to_come(u, view, options)
                 for u, view in zip(own, views, strict=True)
             )
             holdings.append(Holding(name, shape, "; ".join(words), size))
     return Description(tuple(holdings))
 
 
-def _words(units: Sequence[Unit], views: Sequence[Tensor], reason: str) -> str:
+def _words(units: Sequence[Unit], views: Sequence[Tensor], options: LDCOptions, reason: str) -> str:
     """Return how the units of one parameter are held; they are all of one kind."""
-    if not units[0].matrix:
-        return f"entry by entry{reason}"
-    size = f"[{views[0].shape[0]}, {views[0].shape[1]}]"
-    return f"kronecker {size}" if len(units) == 1 else f"{len(units)} × kronecker {size}"
+    held = _ranks(units[0], views[0], options)
+    if held is None:
+        return f"entry by entry{' (by option)' if units[0].matrix else reason}"
+    shape = tuple(views[0].shape)
+    size = f"kronecker [{shape[0]}, {shape[1]}]"
+    if held != COMPLETE:
+        kept = [
+            side if r is None else r for side, r in zip(shape, (held.out, held.width), strict=True)
+        ]
+        size += f", leading {kept[0]} × {kept[1]} and the rest together"
+    return size if len(units) == 1 else f"{len(units)} × {size}"
+
+
+def _ranks(unit: Unit, view: Tensor, options: LDCOptions) -> Ranks | None:
+    """Return how the sides of a unit are held, None for entry by entry."""
+    if not unit.matrix:
+        return None
+    return ranks(options.basis, options.rank, unit.name, tuple(view.shape))
 
 
 def _columns(units: Sequence[Unit]) -> list[str]:
@@ -125,12 +143,10 @@ def _columns(units: Sequence[Unit]) -> list[str]:
     return [f"last columns of {units[0].name} … {units[-1].name}"]
 
 
-def _reason(parameter: Tensor, entries: Mapping[int, str], matrices: set[int]) -> str:
+def _reason(parameter: Tensor, entries: Mapping[int, str]) -> str:
     """Return why a parameter is no matrix, "" for a vector: it could not be one."""
     if id(parameter) in entries:
         return f" ({entries[id(parameter)]})"
-    if id(parameter) in matrices or (parameter.dim() == 2 and min(parameter.shape) > 1):
-        return " (too wide for a basis)"
     return "" if parameter.dim() < 2 else " (no matrix of a known layer)"
 
 
@@ -138,8 +154,14 @@ def _bytes(constraint: Constraint) -> int:
     return sum(t.numel() * t.element_size() for t in encode_constraint(constraint).values())
 
 
-def _bytes_to_come(unit: Unit, view: Tensor) -> int:
+def _bytes_to_come(unit: Unit, view: Tensor, options: LDCOptions) -> int:
+    held = _ranks(unit, view, options)
     numbers = 2 * view.numel()  # stiffness and anchor
-    if unit.matrix:
-        numbers += sum(side**2 for side in view.shape)
+    if held is not None:
+        kept = [
+            d if r is None else r for d, r in zip(view.shape, (held.out, held.width), strict=True)
+        ]
+        coordinates = [r + (r < d) for d, r in zip(view.shape, kept, strict=True)]
+        numbers = view.numel() + coordinates[0] * coordinates[1]
+        numbers += sum(d * r for d, r in zip(view.shape, kept, strict=True))
     return numbers * torch.promote_types(view.dtype, torch.float32).itemsize

@@ -1,12 +1,16 @@
-"""The Kronecker eigenbasis of a layer: one orthonormal basis a side, never their product."""
+"""The Kronecker eigenbasis of a layer: one orthonormal basis a side, never their product.
+
+A side may be truncated to its leading directions; see ``frame``.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from flatcl.core import frame
 from flatcl.errors import NonFiniteError
 
 
@@ -42,13 +46,22 @@ def eigenvectors(matrix: Tensor) -> Tensor:
 class KroneckerBasis:
     """An orthonormal basis of matrix space, {u vᵀ}: columns u of U_out, v of U_in.
 
+    A side may be truncated: its basis then has fewer columns than rows, and what is orthogonal to
+    them is one *pooled* coordinate, the last. Numbers that belong to coordinates (stiffness) have
+    shape [s_out, s_in], s = r + 1 for a pooled side, else r; ``project`` gives its result in frame
+    coordinates (see ``frame``), in which the pooled coordinate is a whole remainder.
+
     Attributes:
-        U_out: [out, out], orthonormal columns.
-        U_in: [in, in], orthonormal columns.
+        U_out: [out, r_out], orthonormal columns.
+        U_in: [in, r_in], orthonormal columns.
+        pooled_out: whether the complement of U_out is a coordinate.
+        pooled_in: whether the complement of U_in is a coordinate.
     """
 
     U_out: Tensor
     U_in: Tensor
+    pooled_out: bool = False
+    pooled_in: bool = False
 
     @classmethod
     def from_moments(cls, M_out: Tensor, M_in: Tensor) -> KroneckerBasis:
@@ -63,6 +76,55 @@ class KroneckerBasis:
         """
         return cls(eigenvectors(M_out), eigenvectors(M_in))
 
+    @classmethod
+    def of_sides(cls, U_out: Tensor, U_in: Tensor) -> KroneckerBasis:
+        """Return the basis of all of matrix space with these directions kept.
+
+        Args:
+            U_out: [out, r_out], orthonormal columns; r_out = out for a complete side.
+            U_in: [in, r_in].
+
+        Returns:
+            The basis; a side with fewer columns than rows is pooled.
+        """
+        return cls(U_out, U_in, U_out.shape[1] < U_out.shape[0], U_in.shape[1] < U_in.shape[0])
+
+    @property
+    def truncated(self) -> bool:
+        """Whether a side is pooled."""
+        return self.pooled_out or self.pooled_in
+
+    @property
+    def coordinates(self) -> tuple[int, int]:
+        """The shape [s_out, s_in] of numbers that belong to coordinates."""
+        return (
+            self.U_out.shape[1] + self.pooled_out,
+            self.U_in.shape[1] + self.pooled_in,
+        )
+
+    def to(self, device: torch.device) -> KroneckerBasis:
+        """Return the basis on a device.
+
+        Args:
+            device: where its tensors shall be.
+
+        Returns:
+            The same numbers there.
+        """
+        return replace(self, U_out=self.U_out.to(device), U_in=self.U_in.to(device))
+
+    def leading(self, width: int) -> KroneckerBasis:
+        """Return the basis of the space of the first input coordinates.
+
+        Args:
+            width: how many, 1 … s_in.
+
+        Returns:
+            The basis; its sides span all only if ``width`` is s_in.
+        """
+        pooled = self.pooled_in and width > self.U_in.shape[1]
+        return replace(self, U_in=self.U_in[:, :width], pooled_in=pooled)
+
     def project(self, matrix: Tensor) -> Tensor:
         """Return the coordinates U_outᵀ W U_in.
 
@@ -70,20 +132,111 @@ class KroneckerBasis:
             matrix: W [out, in].
 
         Returns:
-            [out, in], one number an eigendirection.
+            [out, in], one number an eigendirection; [r + d] in place of d where a side is pooled.
         """
-        return self.U_out.T @ (matrix @ self.U_in)
+        columns = frame.analyse_columns(self.U_in, matrix, pooled=self.pooled_in)
+        return frame.analyse_rows(self.U_out, columns, pooled=self.pooled_out)
 
     def unproject(self, coordinates: Tensor) -> Tensor:
         """Return the matrix U_out Z U_inᵀ that has the given coordinates.
 
         Args:
-            coordinates: Z [out, in].
+            coordinates: Z [out, in], or as ``project`` returns it.
+
+        Returns:
+            [out, in]; the adjoint of ``project``, and its inverse on what that returns.
+        """
+        rows = frame.synthesise_rows(self.U_out, coordinates, pooled=self.pooled_out)
+        return frame.synthesise_columns(self.U_in, rows, pooled=self.pooled_in)
+
+    def expand(self, values: Tensor) -> Tensor:
+        """Return one number a coordinate in the shape of ``project``.
+
+        Args:
+            values: [s_out, s_in].
+
+        Returns:
+            The pooled ones repeated; ``values`` itself if no side is pooled.
+        """
+        if self.pooled_out:
+            values = frame.repeated(values, len(self.U_out), dim=0)
+        if self.pooled_in:
+            values = frame.repeated(values, len(self.U_in), dim=1)
+        return values
+
+    def gathered(self, squares: Tensor) -> Tensor:
+        """Return the sums over each coordinate of a quantity in the shape of ``project``.
+
+        Args:
+            squares: squared coordinates, or another quantity that adds up.
+
+        Returns:
+            [s_out, s_in]; ``squares`` itself if no side is pooled.
+        """
+        if self.pooled_out:
+            squares = frame.summed(squares, self.U_out.shape[1], dim=0)
+        if self.pooled_in:
+            squares = frame.summed(squares, self.U_in.shape[1], dim=1)
+        return squares
+
+    def directions(self) -> tuple[Tensor, Tensor]:
+        """Return how many directions of each side a coordinate stands for.
+
+        Returns:
+            [s_out] and [s_in]: ones, and the dimension of the complement where it is pooled.
+        """
+        return (
+            frame.directions(self.U_out, pooled=self.pooled_out),
+            frame.directions(self.U_in, pooled=self.pooled_in),
+        )
+
+    def per_direction(self, sums: Tensor) -> Tensor:
+        """Return means over the directions of each coordinate.
+
+        Args:
+            sums: [s_out, s_in].
+
+        Returns:
+            [s_out, s_in]; ``sums`` itself if no side is pooled.
+        """
+        if not self.truncated:
+            return sums
+        out, width = self.directions()
+        return sums / (out[:, None] * width)
+
+    def weighed(self, entries: Tensor) -> Tensor:
+        """Return the diagonal, in the shape of ``project``, of what is diagonal in the weights.
+
+        Args:
+            entries: [out, in], one number a weight.
+
+        Returns:
+            (U_out²)ᵀ ``entries`` U_in²; for a pooled coordinate each entry times its share in it,
+            which is its sum's exact part and its diagonal's main part.
+        """
+        out, width = self.U_out.square(), self.U_in.square()
+        found = out.T @ entries
+        if self.pooled_out:
+            rest = (1.0 - out.sum(1, keepdim=True)).clamp_min_(0.0)
+            found = torch.cat([found, rest * entries])
+        left = found @ width
+        if self.pooled_in:
+            rest = (1.0 - width.sum(1)).clamp_min_(0.0)
+            left = torch.cat([left, found * rest], dim=1)
+        return left
+
+    def entries(self, values: Tensor) -> Tensor:
+        """Return the diagonal, in the weights, of what is diagonal in the basis.
+
+        Args:
+            values: [s_out, s_in], one number a coordinate.
 
         Returns:
             [out, in].
         """
-        return (self.U_out @ coordinates) @ self.U_in.T
+        out = frame.shares(self.U_out, pooled=self.pooled_out)
+        width = frame.shares(self.U_in, pooled=self.pooled_in)
+        return out @ values @ width.T
 
     def overlaps(self, other: KroneckerBasis) -> tuple[Tensor, Tensor]:
         """Return the squared overlaps of this basis with another, side by side.
@@ -91,9 +244,15 @@ class KroneckerBasis:
         A diagonal changes basis only through these: k' = |U'ᵀU|² k (|V'ᵀV|²)ᵀ.
 
         Args:
-            other: a basis of the same shape.
+            other: a basis of the same matrix space.
 
         Returns:
-            [out, out] and [in, in], entry [i, j] = (self_i · other_j)², rows and columns sum to 1.
+            [s_out, s_out'] and [s_in, s_in'], entry [i, j] = (self_i · other_j)², for pooled ones
+            tr(P_i P_j) / tr P_i; rows sum to 1.
         """
-        return (self.U_out.T @ other.U_out).square(), (self.U_in.T @ other.U_in).square()
+        return (
+            frame.overlaps(
+                self.U_out, other.U_out, pooled=self.pooled_out, pooled2=other.pooled_out
+            ),
+            frame.overlaps(self.U_in, other.U_in, pooled=self.pooled_in, pooled2=other.pooled_in),
+        )

@@ -199,8 +199,7 @@ class Landscape:
         Returns:
             One line a parameter, with the bytes held after a task; before one, those to come.
         """
-        off = self.options.strength == 0
-        return describe(self.model, matrix_views(self.model), self.constraints, switched_off=off)
+        return describe(self.model, matrix_views(self.model), self.constraints, self.options)
 
     def state_dict(self) -> State:
         """Return what is held between tasks, to be saved with ``torch.save``.

@@ -18,9 +18,6 @@ from torch.nn.parameter import is_lazy
 from flatcl.core.layouts import entry_by_entry, layer_matrices
 from flatcl.errors import OptionError
 
-# A dense eigenbasis of a wider side would cost more than the rest of a model this size.
-MAX_SIDE = 4096
-
 
 @dataclass(frozen=True)
 class Part:
@@ -170,27 +167,13 @@ def trained_parameters(model: nn.Module) -> dict[str, Tensor]:
     return {name: p for name, p in named_parameters(model) if p.requires_grad}
 
 
-def has_basis(out: int, width: int) -> bool:
-    """Return whether a matrix of this size is held in a dense Kronecker basis.
-
-    Args:
-        out: output directions.
-        width: input directions, with one for a bias.
-
-    Returns:
-        False for a side above ``MAX_SIDE``, and for a layer without outputs.
-    """
-    return out > 0 and max(out, width) <= MAX_SIDE
-
-
 def matrix_views(model: nn.Module) -> list[Unit]:
     """Return how each trainable parameter is held: the layers' matrices as such.
 
     The matrices are those of ``layouts.layer_matrices``, and every other parameter of two
     dimensions (a low-rank adapter's) that ``layouts.entry_by_entry`` does not name. What is left is
-    held entry by entry: vectors, normalisation layers, embeddings, depthwise convolutions, matrices
-    with a side above ``MAX_SIDE``, and layers whose weight is not a leaf (parametrisations, weight
-    norm), under the leaf's name.
+    held entry by entry: vectors, normalisation layers, embeddings, depthwise convolutions, and
+    layers whose weight is not a leaf (parametrisations, weight norm), under the leaf's name.
 
     Args:
         model: the model as it is now; call again after a head has been added or has grown.
@@ -232,9 +215,7 @@ def matrix_views(model: nn.Module) -> list[Unit]:
     units: list[Unit] = []
     for layer in model.modules():
         for found in layer_matrices(layer):
-            if not has_basis(found.out, found.width + 1):
-                continue
-            weight = claim(found.weight, found.rows, found.transposed)
+            weight = claim(found.weight, found.rows, found.transposed) if found.out else None
             if weight is not None:
                 label = "" if found.label is None else f"[{found.label}]"
                 bias = claim(found.bias, found.bias_rows, False)
@@ -243,9 +224,8 @@ def matrix_views(model: nn.Module) -> list[Unit]:
     for name, p in parameters.items():
         if taken[name] or id(p) in entries or p.dim() != 2 or min(p.shape) < 2:
             continue
-        if has_basis(len(p), p.shape[1] + 1):
-            taken[name].append((0, len(p)))
-            units.append(Unit(name, Part(name), None, matrix=True))
+        taken[name].append((0, len(p)))
+        units.append(Unit(name, Part(name), None, matrix=True))
     for name, p in parameters.items():
         units.extend(_rest(name, p, taken[name]))
     return units

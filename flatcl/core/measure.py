@@ -15,6 +15,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from flatcl.core.choice import ranks
 from flatcl.core.constraint import Constraint
 from flatcl.core.eigenbasis import KroneckerBasis
 from flatcl.core.gradients import (
@@ -25,7 +26,7 @@ from flatcl.core.gradients import (
     probe_gradients,
 )
 from flatcl.core.layers import Unit
-from flatcl.core.merge import joint_basis, spectrum_in
+from flatcl.core.merge import joint_directions, spectrum_in
 from flatcl.core.moments import EigenMoments, Gradient, KroneckerMoments, stacked
 from flatcl.core.options import LDCOptions
 from flatcl.core.stiffness import (
@@ -95,29 +96,45 @@ class Measurement(Protocol):
         """Return the task's stiffness, the model being at the task's final weights."""
 
 
+def side_moments(unit: Unit, like: Tensor, options: LDCOptions) -> KroneckerMoments | None:
+    """Return empty moments of both sides of a unit, as its basis asks for them.
+
+    Args:
+        unit: any.
+        like: a tensor of its view.
+        options: of LDC; ``basis`` and ``rank`` count.
+
+    Returns:
+        The moments, None for a unit held entry by entry.
+    """
+    if not unit.matrix:
+        return None
+    held = ranks(options.basis, options.rank, unit.name, tuple(like.shape))
+    return None if held is None else KroneckerMoments.zeros(like, held)
+
+
 def merged_basis(
-    old: Constraint | None, M_out: Tensor, M_in: Tensor, *, damping: float
+    old: Constraint | None, moments: KroneckerMoments, *, damping: float
 ) -> KroneckerBasis:
     """Return the basis that the earlier constraint and a new task will share.
 
     Args:
-        old: the constraint held so far, or None.
-        M_out: [out, out], the new task's partial trace over inputs, nats/w².
-        M_in: [in, in], over outputs.
+        old: the constraint held so far, or None; one held entry by entry prefers no direction.
+        moments: the new task's; their means are its partial traces, nats/w².
         damping: δ that will be added to the new stiffness; it shifts the traces alike.
 
     Returns:
         Eigenbasis of the summed partial traces.
     """
-    out = len(M_out)
-    spread = torch.eye(out, dtype=M_out.dtype, device=M_out.device) * (M_out.trace() / out)
-    new = (M_out + damping * spread, M_in * (1.0 + damping))
-    return joint_basis([new] if old is None else [_traces(old, new), new])
-
-
-def _traces(old: Constraint, like: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    P, Q = old.partial_traces()
-    return P.to(like[0].dtype), Q.to(like[1].dtype)
+    out, width = moments.side_means()
+    if isinstance(out, Tensor):
+        out = out + damping * (torch.eye(len(out)).to(out) * (out.trace() / len(out)))
+    grown = 1.0 + damping
+    width = width * grown if isinstance(width, Tensor) else width.scaled(grown)
+    spectra = (None, None) if old is None or old.basis is None else old.side_spectra()
+    return KroneckerBasis.of_sides(
+        joint_directions(spectra[0], out), joint_directions(spectra[1], width)
+    )
 
 
 def combined(
@@ -138,9 +155,10 @@ def combined(
     basis, k = found.bases[unit.name], found.stiffness[unit.name]
     lost = 0.0
     if old is not None:
-        kept = old.stiffness if basis is None else spectrum_in(old, basis)
-        norm = float(old.stiffness.square().sum())
-        lost = max(0.0, 1.0 - float(kept.square().sum()) / norm) if norm > 0 else 0.0
+        kept = spectrum_in(old, basis)
+        norm = float(old.squared_norm())
+        within = float(Constraint(basis, kept, anchor).squared_norm())
+        lost = max(0.0, 1.0 - within / norm) if norm > 0 else 0.0
         k = k + kept
     wide = torch.promote_types(anchor.dtype, torch.float32)
     return Constraint(basis, k, anchor.detach().to(wide, copy=True)), lost
@@ -220,23 +238,19 @@ class ProbeMeasurement:
 
         draw = label_directions if end.options.source == "fisher" else output_directions
         of_basis = label_directions if end.options.directions == "fisher" else draw
-        sides = {
-            unit.name: KroneckerMoments.zeros(unit.gather(end.parameters))
-            for unit in self.units
-            if unit.matrix
-        }
+        found = {u.name: side_moments(u, u.gather(end.parameters), end.options) for u in self.units}
+        sides = {name: moments for name, moments in found.items() if moments is not None}
         # The bases need fewer perturbations than the variances: larger batches serve.
         joined = _joined(chunks, _CHUNKS_A_BASIS_BATCH)
         for gradients in stacked(gradients_of(joined, of_basis), rows=_ROWS):
             for unit, G in zip(self.units, gradients, strict=True):
-                if unit.matrix:
+                if unit.name in sides:
                     sides[unit.name].add(G)
         bases: dict[str, KroneckerBasis | None] = {unit.name: None for unit in self.units}
         for name, moments in sides.items():
             moments.total = inputs
-            M_out, M_in = moments.means()
             bases[name] = merged_basis(
-                self.constraints.get(name), M_out, M_in, damping=end.options.use_damping
+                self.constraints.get(name), moments, damping=end.options.use_damping
             )
         coordinates = {
             unit.name: EigenMoments.zeros(bases[unit.name], unit.gather(end.parameters).detach())
@@ -248,5 +262,7 @@ class ProbeMeasurement:
         stiffness = {}
         for unit in self.units:
             k = stiffness_from_probe(coordinates[unit.name], inputs)
-            stiffness[unit.name] = damp(k, end.options.use_damping) if unit.matrix else k
+            if unit.matrix:
+                k = damp(k, end.options.use_damping, bases[unit.name])
+            stiffness[unit.name] = k
         return Found(bases, stiffness, scale)

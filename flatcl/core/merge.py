@@ -13,8 +13,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from flatcl.core.constraint import Constraint
-from flatcl.core.eigenbasis import KroneckerBasis
+from flatcl.core.constraint import Constraint, dense_spectrum
+from flatcl.core.eigenbasis import KroneckerBasis, eigenvectors
+from flatcl.core.sketch import RowSketch
 from flatcl.errors import OptionError
 
 
@@ -32,23 +33,58 @@ def joint_basis(traces: Sequence[tuple[Tensor, Tensor]]) -> KroneckerBasis:
     )
 
 
-def spectrum_in(constraint: Constraint, basis: KroneckerBasis) -> Tensor:
+def joint_directions(old: tuple[Tensor, Tensor] | None, new: Tensor | RowSketch) -> Tensor:
+    """Return the directions of one side that an earlier constraint and a new task will share.
+
+    Args:
+        old: eigenvectors and eigenvalues of the earlier partial trace, from ``side_spectra``.
+        new: the new task's partial trace [d, d], or its sketch, which takes up the old one's.
+
+    Returns:
+        Eigenvectors of the sum, by falling eigenvalue: [d, d], or the leading ones [d, r].
+    """
+    if isinstance(new, Tensor):
+        if old is None:
+            return eigenvectors(new)
+        return eigenvectors(torch.stack([dense_spectrum(*old).to(new.dtype), new]).sum(0))
+    if old is not None:
+        new.add_spectrum(*old)
+    return new.directions()
+
+
+def spectrum_in(constraint: Constraint, basis: KroneckerBasis | None) -> Tensor:
     """Return the exact diagonal of a constraint's K in another basis.
 
     Args:
-        constraint: with a Kronecker basis.
-        basis: the new basis.
+        constraint: with a Kronecker basis or without.
+        basis: the new basis, None for the weights' own.
 
     Returns:
-        k' [out, in], nats/w²; its sum is the trace of K.
-
-    Raises:
-        OptionError: the constraint is held entry by entry.
+        k' [out, in], nats/w²; its sum, in a truncated basis that over all directions, is the trace
+        of K.
     """
-    if constraint.basis is None:
-        raise OptionError("a constraint held entry by entry has no basis to change")
-    out, width = basis.overlaps(constraint.basis)
-    return out @ constraint.stiffness @ width.T
+    k, old = constraint.stiffness, constraint.basis
+    if basis is None:
+        return k if old is None else old.entries(k)
+    if old is None:
+        return basis.per_direction(basis.gathered(basis.weighed(k)))
+    out, width = basis.overlaps(old)
+    return out @ k @ width.T
+
+
+def _joint(constraints: Sequence[Constraint]) -> KroneckerBasis:
+    """Return the basis that several constraints share, of a rank that holds the largest's."""
+    if not any(c.basis.truncated for c in constraints if c.basis is not None):
+        return joint_basis([c.partial_traces() for c in constraints])
+    sides = []
+    for spectra in zip(*(c.side_spectra() for c in constraints), strict=True):
+        d = len(spectra[0][0])
+        pooled = [U.shape[1] for U, _ in spectra if U.shape[1] < d]
+        sketch = RowSketch(d, max(pooled, default=d), spectra[0][0])
+        for U, values in spectra:
+            sketch.add_spectrum(U, values)
+        sides.append(sketch.directions())
+    return KroneckerBasis.of_sides(*sides)
 
 
 def merge(constraints: Sequence[Constraint]) -> tuple[Constraint, float]:
@@ -76,15 +112,19 @@ def merge(constraints: Sequence[Constraint]) -> tuple[Constraint, float]:
         return Constraint(
             None, torch.stack([c.stiffness for c in constraints]).sum(0), last.anchor
         ), 0.0
-    basis = joint_basis([c.partial_traces() for c in constraints])
+    basis = _joint(constraints)
     stiffness = torch.stack([spectrum_in(c, basis) for c in constraints]).sum(0)
     whole = sum(float(_inner(a, b)) for a in constraints for b in constraints)
-    kept = float(stiffness.square().sum())
-    lost = max(0.0, 1.0 - kept / whole) if whole > 0 else 0.0
-    return Constraint(basis, stiffness, last.anchor), lost
+    merged = Constraint(basis, stiffness, last.anchor)
+    lost = max(0.0, 1.0 - float(merged.squared_norm()) / whole) if whole > 0 else 0.0
+    return merged, lost
 
 
 def _inner(a: Constraint, b: Constraint) -> Tensor:
     """Return tr(K_a K_b) through the squared overlaps, nothing of size weights²."""
     assert a.basis is not None
-    return (a.stiffness * spectrum_in(b, a.basis)).sum()
+    products = a.stiffness * spectrum_in(b, a.basis)
+    if a.basis.truncated:
+        out, width = a.basis.directions()
+        products = products * out[:, None] * width
+    return products.sum()

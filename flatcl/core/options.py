@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from flatcl.core.choice import BasisOption, checked
 from flatcl.errors import OptionError
 
 Source = Literal["probe", "fisher", "sgd"]
@@ -44,6 +45,13 @@ class LDCOptions:
             measured spectrum into a random Kronecker basis, for ablations.
         probe_inputs: training inputs that each of the two probe passes visits.
         probe_batch: inputs a probe gradient; every batch has its own weight perturbation.
+        basis: how matrix layers are held. "auto": in a Kronecker eigenbasis, sides above 2048
+            truncated to their ``rank`` leading directions and one stiffness for all others, so
+            that memory stays in proportion to the weights; "kronecker": complete on every side;
+            "low-rank": every side above ``rank`` truncated; "diagonal": weight by weight. Or a
+            mapping from patterns of weights' names (as in ``fnmatch``) to one of these: the first
+            that fits counts, "auto" where none does.
+        rank: leading directions that a truncated side keeps.
         seed: of the probe's random directions and perturbations.
 
     Raises:
@@ -60,6 +68,8 @@ class LDCOptions:
     directions: Directions = "fluctuation"
     probe_inputs: int = 1000
     probe_batch: int = 10
+    basis: BasisOption = "auto"
+    rank: int = 256
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -69,7 +79,7 @@ class LDCOptions:
                 continue
             if not isinstance(value, (int, float)) or not math.isfinite(value) or value < 0:
                 raise OptionError(f"{name} is {value!r}; it must be a finite number, 0 or more")
-        for name in ("interval", "probe_inputs", "probe_batch"):
+        for name in ("interval", "probe_inputs", "probe_batch", "rank"):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise OptionError(f"{name} is {value!r}; it must be a whole number, 1 or more")
@@ -86,6 +96,7 @@ class LDCOptions:
                 f"stiffness is {self.stiffness!r}; choose one of {STIFFNESSES}, or 'power:P' with "
                 "P > 0"
             )
+        object.__setattr__(self, "basis", checked(self.basis))
 
     def strength_over(self, tasks: int) -> float:
         """Return the weight of each task in a constraint that holds several, γ t^−SHARING.

@@ -12,6 +12,9 @@ changes no bit.
   scaled by the exact line search on the proximal objective, so that neither the objective nor the
   energy can rise however few iterations were made.
 
+A truncated basis changes nothing in this: ``project`` and ``unproject`` are then the products with
+a Parseval frame and its adjoint, R repeats its pooled number over the remainder, and B Bᵀ = γ K.
+
 Many rates: an input direction (column) whose largest r is small relaxes slowly and need not be
 visited at every pull. Columns are stored by falling stiffness; tier j, those of 2^−j-times the
 quickest relaxation, is visited at every 2^j-th pull with the steps that have gathered since, so
@@ -21,7 +24,7 @@ that no visit is coarser than the quick columns' own. Each pull then works on a 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -43,15 +46,18 @@ def by_falling_stiffness(constraint: Constraint) -> Constraint:
         constraint: any.
 
     Returns:
-        An equal operator; unchanged if held entry by entry.
+        An equal operator, a pooled direction last; unchanged if held entry by entry.
     """
     if constraint.basis is None:
         return constraint
-    order = constraint.stiffness.amax(0).argsort(descending=True, stable=True)
-    basis = KroneckerBasis(
-        constraint.basis.U_out.contiguous(), constraint.basis.U_in[:, order].contiguous()
+    basis, k = constraint.basis, constraint.stiffness
+    kept = basis.U_in.shape[1]
+    order = k[:, :kept].amax(0).argsort(descending=True, stable=True)
+    sorted_basis = replace(
+        basis, U_out=basis.U_out.contiguous(), U_in=basis.U_in[:, order].contiguous()
     )
-    return Constraint(basis, constraint.stiffness[:, order].contiguous(), constraint.anchor)
+    k = torch.cat([k[:, order], k[:, kept:]], dim=1)
+    return Constraint(sorted_basis, k.contiguous(), constraint.anchor)
 
 
 @dataclass
@@ -61,8 +67,9 @@ class PullState:
     Attributes:
         ends: for each tier, the number of leading columns in it and the tiers before; set when
             all tiers are visited.
-        u: last solution of the solve in a diagonal metric, [out, in], or None.
-        diagonal: diagonal of Bᵀ D B / R at the last full pull, [out, in], or None.
+        u: last solution of the solve in a diagonal metric, [out, in] or in the shape of a truncated
+            basis's ``project``, or None.
+        diagonal: diagonal of Bᵀ D B / R at the last full pull, likewise, or None.
     """
 
     ends: list[int] = field(default_factory=list)
@@ -120,54 +127,56 @@ def correction(
     if constraint.basis is None:
         r = strength * metric * constraint.stiffness
         return x * (r / (1.0 + r))
-    U, V, k = constraint.basis.U_out, constraint.basis.U_in, constraint.stiffness
     if len(shares) == TIERS:
         _prepare(state, constraint, metric, strength, rechoose=shares[0] > 0)
     width = state.ends[len(shares) - 1]
     if width == 0:
         return torch.zeros_like(x)
-    V, R = V[:, :width], strength * k[:, :width]
+    basis, R = constraint.basis.leading(width), strength * constraint.stiffness[:, :width]
     for share, start, end in zip(shares, [0, *state.ends], state.ends, strict=False):
         if share != 1.0:
             R[:, start:end] *= share
-    z = U.T @ (x @ V)
+    z = basis.project(x)
     if isinstance(metric, Tensor):
-        return _solve(U, V, R, z, metric, state)
+        return _solve(basis, basis.expand(R), z, metric, state)
     r = R.mul_(metric)
-    return (U @ z.mul_(r / (1.0 + r))) @ V.T
+    return basis.unproject(z.mul_(basis.expand(r / (1.0 + r))))
 
 
 def _prepare(
     state: PullState, constraint: Constraint, metric: Metric, strength: float, *, rechoose: bool
 ) -> None:
     """Take the preconditioner and the tiers of columns from the present metric."""
-    assert constraint.basis is not None
+    basis = constraint.basis
+    assert basis is not None
     r = strength * constraint.stiffness
     if isinstance(metric, Tensor):
-        U, V = constraint.basis.U_out, constraint.basis.U_in
-        state.diagonal = U.square().T @ metric @ V.square()
-        r *= state.diagonal
+        state.diagonal = basis.weighed(metric)
+        r *= basis.per_direction(basis.gathered(state.diagonal))
     else:
         r *= metric
     if rechoose:
         steps = _QUICK * 0.5 ** torch.arange(TIERS - 1, device=r.device, dtype=r.dtype)
-        counts = (r.amax(0)[:, None] > steps).sum(0).tolist()
+        quickest = r.amax(0)
+        if basis.pooled_in:  # it may be stiffer than some that stand before it
+            quickest = quickest.flip(0).cummax(0).values.flip(0)
+        counts = (quickest[:, None] > steps).sum(0).tolist()
         state.ends = [*counts, r.shape[1]]
 
 
-def _solve(U: Tensor, V: Tensor, R: Tensor, z: Tensor, D: Tensor, state: PullState) -> Tensor:
+def _solve(basis: KroneckerBasis, R: Tensor, z: Tensor, D: Tensor, state: PullState) -> Tensor:
     """Return y = D B u for (I + Bᵀ D B) u = Bᵀ x, given z = Uᵀ x V and D = sD."""
     assert state.diagonal is not None
-    n = V.shape[1]
+    n = z.shape[1]
     root = R.sqrt()
     # Between full pulls the diagonal of the last one serves: a preconditioner need not be exact.
     precondition = 1.0 / (1.0 + R * state.diagonal[:, :n])
 
     def forth(u: Tensor) -> Tensor:
-        return D * ((U @ (root * u)) @ V.T)
+        return D * basis.unproject(root * u)
 
     def back(y: Tensor) -> Tensor:
-        return root * (U.T @ (y @ V))
+        return root * basis.project(y)
 
     b = root * z
     limit = _TOLERANCE**2 * float((b * b * precondition).sum())

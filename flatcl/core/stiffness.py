@@ -16,6 +16,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from flatcl.core.eigenbasis import KroneckerBasis
 from flatcl.core.moments import EigenMoments
 from flatcl.errors import StateError
 
@@ -42,7 +43,7 @@ def stiffness_from_training(moments: EigenMoments) -> Tensor:
             f"{moments.count} training gradients were recorded in the task's last part, need 2: "
             'train longer, or use source="probe"'
         )
-    spread = moments.second - moments.first.square() / moments.weight
+    spread = moments.second_moment() - moments.squared_sum() / moments.weight
     return (spread / (moments.count - 1)).clamp_min(0.0)
 
 
@@ -65,10 +66,10 @@ def stiffness_from_probe(moments: EigenMoments, inputs: int) -> Tensor:
     """
     if moments.count < 1 or inputs < 1:
         raise StateError("the probe saw no input: pass the task's batches to end_task")
-    return moments.second / inputs
+    return moments.second_moment() / inputs
 
 
-def damp(stiffness: Tensor, damping: float) -> Tensor:
+def damp(stiffness: Tensor, damping: float, basis: KroneckerBasis | None = None) -> Tensor:
     """Return k with a share of its mean over outputs added to every output direction.
 
     An input direction that matters to the units that are active matters, in part, to the silent
@@ -77,11 +78,15 @@ def damp(stiffness: Tensor, damping: float) -> Tensor:
     Args:
         stiffness: k [out, in], nats/w².
         damping: δ ≥ 0.
+        basis: of k; a pooled output coordinate counts for all of its directions.
 
     Returns:
         k + δ ⟨k⟩_out, [out, in].
     """
-    return stiffness + damping * stiffness.mean(0, keepdim=True)
+    if basis is None or not basis.pooled_out:
+        return stiffness + damping * stiffness.mean(0, keepdim=True)
+    out, _ = basis.directions()
+    return stiffness + damping * (out @ stiffness / out.sum())
 
 
 OutputDraw = Callable[[Tensor, float, torch.Generator], Tensor]

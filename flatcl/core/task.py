@@ -59,7 +59,7 @@ class RunningTask:
         self.watching = options.source == "sgd" and options.strength > 0
         shared = {} if options.varied else constraints  # a variant is of the task's own basis
         self.measurement: Measurement = (
-            TrainingMeasurement(units, shared, steps, options.use_damping)
+            TrainingMeasurement(units, shared, steps, options)
             if self.watching
             else ProbeMeasurement(units, shared)
         )

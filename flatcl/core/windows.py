@@ -11,8 +11,9 @@ from flatcl.core.constraint import Constraint
 from flatcl.core.eigenbasis import KroneckerBasis
 from flatcl.core.gradients import training_gradients
 from flatcl.core.layers import Unit
-from flatcl.core.measure import Found, TaskEnd, merged_basis
+from flatcl.core.measure import Found, TaskEnd, merged_basis, side_moments
 from flatcl.core.moments import EigenMoments, KroneckerMoments
+from flatcl.core.options import LDCOptions
 from flatcl.core.stiffness import damp, stiffness_from_training
 from flatcl.errors import StateError
 
@@ -33,11 +34,12 @@ class TrainingMeasurement:
     units: Sequence[Unit]
     constraints: Mapping[str, Constraint]
     steps: int | None
-    damping: float
+    options: LDCOptions
     sides: dict[str, KroneckerMoments] = field(default_factory=dict)
     current: dict[str, EigenMoments] = field(default_factory=dict)
     previous: dict[str, EigenMoments] = field(default_factory=dict)
     boundary: int = 0
+    opened: bool = False
 
     def watch(self, step: int, parameters: Mapping[str, Tensor], batch_size: int | None) -> None:
         """Record one step's gradients, if the step lies in a window.
@@ -54,27 +56,31 @@ class TrainingMeasurement:
             return
         if batch_size is None:
             raise StateError('source="sgd" weighs gradients by batch size: call step(batch_size=…)')
-        if not self.sides:
+        if not self.opened:
             self._open(step, parameters)
         elif step > self.boundary and (self.steps is None or not self.current):
             self._roll(step, parameters)
         for unit, G in zip(self.units, training_gradients(self.units, parameters), strict=True):
-            if unit.matrix and (self.steps is None or not self.current):
+            if unit.name in self.sides and (self.steps is None or not self.current):
                 self.sides[unit.name].add(G, weight=float(batch_size))
             if unit.name in self.current:
                 self.current[unit.name].add(G, weight=float(batch_size))
 
     def _open(self, step: int, parameters: Mapping[str, Tensor]) -> None:
-        self.sides = {
-            unit.name: KroneckerMoments.zeros(unit.gather(parameters).detach())
-            for unit in self.units
-            if unit.matrix
-        }
+        self.sides = self._empty(parameters)
+        self.opened = True
         self.boundary = (
             step + _FIRST_WINDOW - 1
             if self.steps is None
             else self.steps - self._tail(self.steps) // 2
         )
+
+    def _empty(self, parameters: Mapping[str, Tensor]) -> dict[str, KroneckerMoments]:
+        found = {
+            unit.name: side_moments(unit, unit.gather(parameters).detach(), self.options)
+            for unit in self.units
+        }
+        return {name: moments for name, moments in found.items() if moments is not None}
 
     @staticmethod
     def _tail(steps: int) -> int:
@@ -86,14 +92,15 @@ class TrainingMeasurement:
         self.previous = self.current
         views = {unit.name: unit.gather(parameters).detach() for unit in self.units}
         self.current = {n: EigenMoments.zeros(self._basis(n), v) for n, v in views.items()}
-        self.sides = {name: KroneckerMoments.zeros(views[name]) for name in self.sides}
+        self.sides = self._empty(parameters)
         self.boundary = max(step + _FIRST_WINDOW, int(_GROWTH * step))
 
     def _basis(self, name: str) -> KroneckerBasis | None:
         if name not in self.sides:
             return None
-        M_out, M_in = self.sides[name].means()
-        return merged_basis(self.constraints.get(name), M_out, M_in, damping=self.damping)
+        return merged_basis(
+            self.constraints.get(name), self.sides[name], damping=self.options.use_damping
+        )
 
     def stiffness(self, end: TaskEnd) -> Found:
         """Return the task's stiffness from what was watched; no pass over data is made.
@@ -121,5 +128,5 @@ class TrainingMeasurement:
         k = {name: stiffness_from_training(moments) for name, moments in best.items()}
         for unit in self.units:
             if unit.matrix:
-                k[unit.name] = damp(k[unit.name], self.damping)
+                k[unit.name] = damp(k[unit.name], self.options.use_damping, bases[unit.name])
         return Found(bases, k)

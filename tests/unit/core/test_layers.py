@@ -126,15 +126,6 @@ def test_leaves_of_computed_weights_stay_entry_by_entry() -> None:
     assert all(torch.equal(a, b) for a, b in zip(buffers, spectral.buffers(), strict=True))
 
 
-def test_a_side_too_wide_falls_to_the_diagonal(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("flatcl.core.layers.MAX_SIDE", 6)
-    model = nn.ModuleList([nn.Linear(6, 3), nn.Linear(5, 3), nn.MultiheadAttention(6, 2)])
-    model.register_parameter("table", nn.Parameter(torch.zeros(7, 2)))
-    held = {unit.name: unit.matrix for unit in matrix_views(model)}
-    assert held["1.weight"] is True
-    assert not any(held[n] for n in ("0.weight", "0.bias", "2.in_proj_weight", "table"))
-
-
 def test_parameters_that_cannot_be_held_are_refused() -> None:
     with pytest.raises(OptionError, match="has no shape yet: pass one batch"):
         matrix_views(nn.LazyLinear(3))
