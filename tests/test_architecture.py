@@ -19,7 +19,7 @@ LAYERS = (
     ("core",),
     ("fluctuations",),
     ("host",),
-    ("offset",),
+    ("offset", "experience", "checkpointing"),
     ("avalanche", "record_plugin"),
     ("data",),
     ("views",),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor
 
@@ -13,6 +14,15 @@ from flatcl.core.gradients import training_gradients
 from flatcl.core.layers import Unit
 from flatcl.core.measure import Found, TaskEnd, merged_basis
 from flatcl.core.moments import EigenMoments, KroneckerMoments
+from flatcl.core.precision import full_precision
+from flatcl.core.saved import (
+    State,
+    decode_coordinates,
+    decode_sides,
+    encode_coordinates,
+    encode_sides,
+    entry,
+)
 from flatcl.core.stiffness import damp, stiffness_from_training
 from flatcl.errors import StateError
 
@@ -59,10 +69,11 @@ class TrainingMeasurement:
         elif step > self.boundary and (self.steps is None or not self.current):
             self._roll(step, parameters)
         for unit, G in zip(self.units, training_gradients(self.units, parameters), strict=True):
-            if unit.matrix and (self.steps is None or not self.current):
-                self.sides[unit.name].add(G, weight=float(batch_size))
-            if unit.name in self.current:
-                self.current[unit.name].add(G, weight=float(batch_size))
+            with full_precision(G.device):
+                if unit.matrix and (self.steps is None or not self.current):
+                    self.sides[unit.name].add(G, weight=float(batch_size))
+                if unit.name in self.current:
+                    self.current[unit.name].add(G, weight=float(batch_size))
 
     def _open(self, step: int, parameters: Mapping[str, Tensor]) -> None:
         self.sides = {
@@ -93,7 +104,47 @@ class TrainingMeasurement:
         if name not in self.sides:
             return None
         M_out, M_in = self.sides[name].means()
-        return merged_basis(self.constraints.get(name), M_out, M_in, damping=self.damping)
+        with full_precision(M_out.device):
+            return merged_basis(self.constraints.get(name), M_out, M_in, damping=self.damping)
+
+    def state_dict(self) -> State:
+        """Return the windows so far.
+
+        Returns:
+            Plain state, copied.
+        """
+        return {
+            "boundary": self.boundary,
+            "sides": {name: encode_sides(moments) for name, moments in self.sides.items()},
+            "current": {name: encode_coordinates(m) for name, m in self.current.items()},
+            "previous": {name: encode_coordinates(m) for name, m in self.previous.items()},
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any], views: Mapping[str, Tensor]) -> None:
+        """Take up saved windows.
+
+        Args:
+            state: from ``state_dict``, of a task with the same units.
+            views: the model's weights, by unit's name, each in its unit's view.
+
+        Raises:
+            StateError: a unit is unknown, an entry is missing or a shape differs.
+        """
+        what = 'task\'s windows (source="sgd")'
+        found = {key: entry(state, key, what) for key in ("sides", "current", "previous")}
+        strangers = sorted({name for names in found.values() for name in names} - set(views))
+        if strangers:
+            raise StateError(
+                f"the saved {what} hold {strangers[0]}, which the model does not have: load them "
+                "into the model that they were saved with"
+            )
+        sides = {n: decode_sides(s, views[n], what) for n, s in found["sides"].items()}
+        current, previous = (
+            {n: decode_coordinates(s, views[n], what) for n, s in found[key].items()}
+            for key in ("current", "previous")
+        )
+        self.boundary = int(entry(state, "boundary", what))
+        self.sides, self.current, self.previous = sides, current, previous
 
     def stiffness(self, end: TaskEnd) -> Found:
         """Return the task's stiffness from what was watched; no pass over data is made.
