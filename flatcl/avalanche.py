@@ -11,6 +11,7 @@ from contextlib import ExitStack
 from dataclasses import fields
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -75,7 +76,7 @@ class LDCPlugin(BasePlugin):  # the base without per-step hooks: an empty hook c
         Args:
             state: attributes by name.
         """
-        vars(self).update(state)
+        self.__dict__.update(state)
         self._evaluation = ExitStack()
 
     def _forward(self, batch: Sequence[Tensor]) -> Tensor:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import importlib
 import io
 import os
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -100,5 +100,5 @@ def _write_optimizer(pickler: Any, optimizer: Optimizer) -> None:
 
 
 def _blank_optimizer(module: str, name: str) -> Optimizer:
-    kind: Callable[..., Optimizer] = getattr(importlib.import_module(module), name)
-    return kind.__new__(kind)  # type: ignore[call-overload, no-any-return]
+    kind: type[Optimizer] = getattr(importlib.import_module(module), name)
+    return kind.__new__(kind)

@@ -6,6 +6,7 @@ over the steps since the last pull, so that a changing learning rate or momentum
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Container, Mapping
 from typing import TypeAlias
@@ -24,6 +25,9 @@ _Group: TypeAlias = Mapping[str, object]
 # their fixed point does not depend on D, so a floor on D⁻¹, as a share of its mean over the
 # parameter, only keeps the solve well conditioned.
 _FLOOR = 0.03
+# The same over a weight and its bias together: a bias ahead of a normalisation has no gradient but
+# rounding's, in all its entries.
+_JOINT_FLOOR = 1e-3
 
 
 class StepMetric:
@@ -89,12 +93,13 @@ class StepMetric:
         values = list(parts.values())
         if all(isinstance(v, float) and v == values[0] for v in values):
             return values[0]
-        return unit.gather(
+        D = unit.gather(
             {
                 name: v if isinstance(v, Tensor) else _wide(torch.full_like(parameters[name], v))
                 for name, v in parts.items()
             }
         )
+        return D if len(parts) == 1 else torch.minimum(D, 1.0 / (_JOINT_FLOOR * (1.0 / D).mean()))
 
     def _group_of(self, parameter: Tensor) -> tuple[_Group, int] | None:
         for i, group in enumerate(self.optimizer.param_groups):
@@ -137,13 +142,13 @@ def _radam(group: _Group, state: Mapping[str, Tensor], parameter: Tensor) -> Met
         return None
     beta, eps = float(group["betas"][1]), float(group["eps"])  # type: ignore[index,arg-type]
     step = float(state["step"])
-    last, unbiased = 2.0 / (1.0 - beta) - 1.0, 1.0 - beta**step
+    last, unbiased = 2.0 / (1.0 - beta) - 1.0, float(1.0 - beta**step)
     length = last - 2.0 * step * beta**step / unbiased
     if length <= 5.0:
         return 1.0
-    rectified = (length - 4) * (length - 2) * last / ((last - 4) * (last - 2) * length)
+    rectified: float = (length - 4) * (length - 2) * last / ((last - 4) * (last - 2) * length)
     D = _inverse(_wide(state["exp_avg_sq"]).sqrt().add_(eps))
-    return D * float(rectified * unbiased) ** 0.5
+    return D * math.sqrt(rectified * unbiased)
 
 
 def _adamax(group: _Group, state: Mapping[str, Tensor], parameter: Tensor) -> Metric | None:
