@@ -104,7 +104,7 @@ class LDCPlugin(BasePlugin):  # the base without per-step hooks: an empty hook c
             self.landscape = Landscape(
                 strategy.model, strategy.optimizer, options=self.options, forward=self._forward
             )
-        boundary = boundary_of(strategy.experience)
+        boundary = boundary_of(strategy.experience, 1)
         if boundary.first:
             self.landscape.attach(strategy.model, strategy.optimizer)
             self.landscape.begin_task(steps_of(strategy) if boundary.last else None)
@@ -129,7 +129,7 @@ class LDCPlugin(BasePlugin):  # the base without per-step hooks: an empty hook c
             **kwargs: unused.
         """
         assert self.landscape is not None
-        if boundary_of(strategy.experience).last:
+        if boundary_of(strategy.experience, len(self._seen)).last:
             peers, generator = self.landscape.peers, self.landscape.generator
             self.landscape.end_task(
                 random_batches(

@@ -35,11 +35,12 @@ class Boundary(NamedTuple):
     last: bool
 
 
-def boundary_of(experience: Any) -> Boundary:
+def boundary_of(experience: Any, pieces: int) -> Boundary:
     """Return where an experience lies in its task.
 
     Args:
         experience: as a strategy trains it.
+        pieces: how many of its task have been seen, this one included.
 
     Returns:
         Both True but for the pieces of an online stream that tells its boundaries.
@@ -47,7 +48,9 @@ def boundary_of(experience: Any) -> Boundary:
     if not isinstance(experience, OnlineCLExperience):
         return Boundary(True, True)
     if experience.access_task_boundaries:
-        return Boundary(bool(experience.is_first_subexp), bool(experience.is_last_subexp))
+        # Avalanche marks no piece as the last where the pieces fill the task exactly.
+        last = experience.is_last_subexp or pieces == experience.sub_stream_length
+        return Boundary(bool(experience.is_first_subexp), bool(last))
     warnings.warn(
         "this online stream does not tell where its tasks begin and end, so that each piece of it "
         "counts as a task: pass access_task_boundaries=True to split_online_stream",
