@@ -41,7 +41,8 @@ def under_present_autocast(forward: Forward, device: torch.device) -> Forward:
     dtype = torch.get_autocast_dtype(device.type)
 
     def cast(batch: Sequence[Tensor]) -> Tensor:
-        with torch.autocast(device.type, dtype=dtype):
+        # Its cache of cast weights would hide that the probe perturbs them.
+        with torch.autocast(device.type, dtype=dtype, cache_enabled=False):
             return forward(batch)
 
     return cast
