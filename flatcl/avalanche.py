@@ -35,12 +35,14 @@ _DEFAULT = LDCOptions()
 __all__ = ["LDC", "LDCPlugin", "OldClassOffset"]
 
 
-class LDCPlugin(BasePlugin):  # the base without per-step hooks: an empty hook costs a call a step
+# The base without per-step hooks: an empty hook costs a call a step.
+class LDCPlugin(BasePlugin, supports_distributed=True):
     """Adds LDC to a strategy; it needs no argument.
 
     Any template serves that calls ``before_training_exp``, ``after_update``,
     ``after_training_exp``, ``before_eval`` and ``after_eval``. One plugin object serves one
     strategy.
+    On several processes, wrap the model in ``DistributedDataParallel``.
 
     Args:
         **options: fields of ``flatcl.LDCOptions``.
@@ -48,8 +50,6 @@ class LDCPlugin(BasePlugin):  # the base without per-step hooks: an empty hook c
     Raises:
         OptionError: an option is unknown or out of its range.
     """
-
-    supports_distributed = False
 
     def __init__(self, **options: Any) -> None:
         super().__init__()

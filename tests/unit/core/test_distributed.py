@@ -37,9 +37,8 @@ def results(tmp_path_factory):
             command = [sys.executable, "-c", code, str(rank), str(folder)]
             running.append(subprocess.Popen(command, env=environment, stdout=log, stderr=log))
     try:
-        for rank, process in enumerate(running):
-            status = process.wait(timeout=120)
-            assert status == 0, (folder / f"{rank}.log").read_text()
+        status = [process.wait(timeout=120) for process in running]
+        assert not any(status), "".join(p.read_text() for p in sorted(folder.glob("*.log")))
     finally:
         for process in running:
             process.kill()
