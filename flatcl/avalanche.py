@@ -36,7 +36,7 @@ __all__ = ["LDC", "LDCPlugin", "OldClassOffset"]
 
 
 # The base without per-step hooks: an empty hook costs a call a step.
-class LDCPlugin(BasePlugin, supports_distributed=True):
+class LDCPlugin(BasePlugin, supports_distributed=True):  # type: ignore[call-arg]
     """Adds LDC to a strategy; it needs no argument.
 
     Any template serves that calls ``before_training_exp``, ``after_update``,

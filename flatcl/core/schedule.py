@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -90,16 +91,26 @@ class PullSchedule:
         if whole == 0:
             return
         shares = [sum(steps) / whole for steps in waited]
-        for unit in self.held:
-            self._pull_unit_(unit, travelled, shares)
+        pulled = [self._pull_unit_(unit, travelled, shares) for unit in self.held]
+        if self.held and not any(pulled):
+            warnings.warn(
+                "nothing was pulled: no parameter of the earlier tasks has a gradient; call step() "
+                "right after the optimiser's, before zero_grad()",
+                stacklevel=4,
+            )
         self.pulls += 1
         for tier in range(tiers):
             self.visited[tier] = list(self.travelled)
 
-    def _pull_unit_(self, unit: Unit, travelled: list[float], shares: list[float]) -> None:
+    def _pull_unit_(self, unit: Unit, travelled: list[float], shares: list[float]) -> bool:
+        """Pull one unit, in place.
+
+        Returns:
+            Whether the optimiser has stepped it.
+        """
         metric = self.metric.read(unit, self.parameters, travelled, self.moved)
         if metric is None:
-            return
+            return False
         constraint, state = self.constraints[unit.name], self.states[unit.name]
         weight, narrow = unit.gather(self.parameters), unit.name in self.narrow
         if narrow:
@@ -114,6 +125,7 @@ class PullSchedule:
             state.left = write_rounded_(unit, self.parameters, weight - y)
         else:
             unit.subtract_(self.parameters, y)
+        return True
 
     def marks(self) -> Marks:
         """Return what a pull changes beside the weights.

@@ -178,6 +178,7 @@ def work(rank, folder):
     dist.destroy_process_group()
 
 
+@pytest.mark.slow  # imports Avalanche in two more processes
 def test_processes_that_read_the_data_in_their_own_order_agree(tmp_path):
     paths = [str(Path(__file__).parent), str(Path(__file__).parents[2])]
     code = (

@@ -84,30 +84,24 @@ CASES = {
     "decay": lambda p: torch.optim.SGD(p, lr=0.1, weight_decay=0.3),
     "rmsprop": lambda p: torch.optim.RMSprop(p, lr=3e-3, momentum=0.5),
     "adagrad": lambda p: torch.optim.Adagrad(p, lr=0.3),
-    "nadam": lambda p: torch.optim.NAdam(p, lr=3e-3, betas=(0.9, 0.99)),
     "radam": lambda p: torch.optim.RAdam(p, lr=3e-3, betas=(0.9, 0.99)),
-    "adamax": lambda p: torch.optim.Adamax(p, lr=3e-3, betas=(0.9, 0.99)),
 }
 SCHEDULES = {
     "none": None,
-    "cosine": lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, 1200, eta_min=1e-5),
-    "onecycle": lambda o: torch.optim.lr_scheduler.OneCycleLR(o, max_lr=0.05, total_steps=1200),
+    "cosine": lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, 1000, eta_min=1e-5),
+    "onecycle": lambda o: torch.optim.lr_scheduler.OneCycleLR(o, max_lr=0.05, total_steps=1000),
 }
 
 
 @pytest.mark.parametrize(
     ("name", "schedule"),
     [
-        ("momentum", "none"),
         ("momentum", "onecycle"),
-        ("groups", "none"),
         ("groups", "cosine"),
         ("decay", "none"),
         ("rmsprop", "cosine"),
         ("adagrad", "none"),
-        ("nadam", "cosine"),
         ("radam", "cosine"),
-        ("adamax", "cosine"),
     ],
 )
 def test_every_optimiser_ends_at_the_minimiser_of_the_sum(name, schedule, generator, monkeypatch):
@@ -129,7 +123,7 @@ def test_every_optimiser_ends_at_the_minimiser_of_the_sum(name, schedule, genera
     landscape.constraints["weight"] = by_falling_stiffness(Constraint(basis, k, anchor))
     K = landscape.constraints["weight"].to_dense()
     landscape.begin_task()
-    for _ in range(1200):
+    for _ in range(1000):
         optimizer.zero_grad()
         (0.5 * (layer(x) - target).square().sum(1).mean()).backward()
         optimizer.step()

@@ -271,3 +271,14 @@ def test_a_constraint_follows_the_model_to_its_device():
     landscape.begin_task()
     held = landscape.constraints["weight"]
     assert held.anchor.device.type == held.basis.U_in.device.type == "meta"
+
+
+def test_gradients_cleared_too_early_are_named():
+    layer = nn.Linear(3, 2, bias=False)
+    landscape = Landscape(layer, torch.optim.SGD(layer.parameters(), lr=0.1))
+    landscape.constraints["weight"] = identity_constraint(2, 3, 1.0)
+    landscape.begin_task()
+    for _ in range(19):
+        landscape.step()
+    with pytest.warns(UserWarning, match="before zero_grad"):
+        landscape.step()
