@@ -6,7 +6,7 @@ A thin adapter: hooks are translated into calls of ``flatcl.core.engine.Landscap
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import fields
 from typing import Any
@@ -14,13 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.utils.data import DataLoader
 
 from flatcl.core.choice import BasisOption
 from flatcl.core.describe import Description
 from flatcl.core.engine import Landscape
 from flatcl.core.options import Directions, LDCOptions, Source
 from flatcl.errors import OptionError, StateError
+from flatcl.experience import boundary_of, random_batches, steps_of
 from flatcl.host import ensure_avalanche
 from flatcl.offset import OldClassOffset
 
@@ -36,12 +36,14 @@ _DEFAULT = LDCOptions()
 __all__ = ["LDC", "LDCPlugin", "OldClassOffset"]
 
 
-class LDCPlugin(BasePlugin):  # the base without per-step hooks: an empty hook costs a call a step
+# The base without per-step hooks: an empty hook costs a call a step.
+class LDCPlugin(BasePlugin, supports_distributed=True):  # type: ignore[call-arg]
     """Adds LDC to a strategy; it needs no argument.
 
     Any template serves that calls ``before_training_exp``, ``after_update``,
     ``after_training_exp``, ``before_eval`` and ``after_eval``. One plugin object serves one
     strategy.
+    On several processes, wrap the model in ``DistributedDataParallel``.
 
     Args:
         **options: fields of ``flatcl.LDCOptions``.
@@ -49,8 +51,6 @@ class LDCPlugin(BasePlugin):  # the base without per-step hooks: an empty hook c
     Raises:
         OptionError: an option is unknown or out of its range.
     """
-
-    supports_distributed = False
 
     def __init__(self, **options: Any) -> None:
         super().__init__()
@@ -61,6 +61,29 @@ class LDCPlugin(BasePlugin):  # the base without per-step hooks: an empty hook c
         self.landscape: Landscape | None = None
         self._owner: SupervisedTemplate | None = None
         self._evaluation = ExitStack()
+        self._seen: list[Any] = []  # data of the running task, in parts if it comes as a stream
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a checkpoint keeps: the strategy that loads it becomes the owner.
+
+        Returns:
+            Attributes by name.
+        """
+        return {**vars(self), "_owner": None, "_evaluation": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take up what ``__getstate__`` returned.
+
+        Args:
+            state: attributes by name.
+        """
+        self.__dict__.update(state)
+        self._evaluation = ExitStack()
+
+    def _forward(self, batch: Sequence[Tensor]) -> Tensor:
+        assert self.landscape is not None
+        outputs: Tensor = avalanche_forward(self.landscape.model, batch[0], batch[-1])
+        return outputs
 
     def before_training_exp(self, strategy: SupervisedTemplate, **kwargs: Any) -> None:
         """Begin a task, after Avalanche has adapted the model and the optimiser.
@@ -77,18 +100,22 @@ class LDCPlugin(BasePlugin):  # the base without per-step hooks: an empty hook c
                 "this LDCPlugin already holds the tasks of another strategy: make one LDCPlugin "
                 "for each strategy"
             )
+        self._owner = strategy
         if self.landscape is None:
-            self._owner = strategy
             self.landscape = self._landscape_of(strategy)
-        self.landscape.model = strategy.model
-        self.landscape.begin_task(_steps(strategy))
+        boundary = boundary_of(strategy.experience, 1)
+        if boundary.first:
+            self.landscape.attach(strategy.model, strategy.optimizer)
+            self.landscape.begin_task(steps_of(strategy) if boundary.last else None)
+            self._seen = []
+        self._seen.append(strategy.experience.dataset.eval())
 
     def _landscape_of(self, strategy: SupervisedTemplate) -> Landscape:
         return Landscape(
             strategy.model,
             strategy.optimizer,
             options=self.options,
-            forward=lambda batch: avalanche_forward(strategy.model, batch[0], batch[-1]),
+            forward=self._forward,
         )
 
     def after_update(self, strategy: SupervisedTemplate, **kwargs: Any) -> None:
@@ -99,7 +126,7 @@ class LDCPlugin(BasePlugin):  # the base without per-step hooks: an empty hook c
             **kwargs: unused.
         """
         assert self.landscape is not None
-        self.landscape.step(len(strategy.mb_y))
+        self.landscape.step(len(strategy.mb_y) * self.landscape.peers.size)
 
     def after_training_exp(self, strategy: SupervisedTemplate, **kwargs: Any) -> None:
         """End the task: centre, measure, merge.
@@ -109,11 +136,16 @@ class LDCPlugin(BasePlugin):  # the base without per-step hooks: an empty hook c
             **kwargs: unused.
         """
         assert self.landscape is not None
-        self.landscape.end_task(
-            _random_batches(strategy, self.options, self.landscape.generator)
-            if self.options.source != "sgd"
-            else None
-        )
+        if boundary_of(strategy.experience, len(self._seen)).last:
+            peers, generator = self.landscape.peers, self.landscape.generator
+            self.landscape.end_task(
+                random_batches(
+                    self._seen, self.options, generator, rank=peers.rank, size=peers.size
+                )
+                if self.options.source != "sgd"
+                else None
+            )
+            self._seen = []
 
     def before_eval(self, strategy: SupervisedTemplate, **kwargs: Any) -> None:
         """Show pulled weights to an evaluation in mid-task.
@@ -164,23 +196,6 @@ def _steps(strategy: SupervisedTemplate) -> int | None:
         return len(strategy.dataloader) * int(strategy.train_epochs)
     except (TypeError, AttributeError):
         return None
-
-
-def _random_batches(
-    strategy: SupervisedTemplate, options: LDCOptions, generator: torch.Generator
-) -> Iterator[Sequence[Tensor]]:
-    """Yield batches of random inputs of the experience, under its evaluation transforms."""
-    dataset = strategy.experience.dataset.eval()
-    # Drawn with the landscape's generator: the global random state stays as it is.
-    chosen = torch.randperm(len(dataset), generator=generator)[: options.probe_inputs]
-    loader = DataLoader(
-        dataset,
-        batch_size=min(len(chosen), 32 * options.probe_batch),
-        sampler=chosen.tolist(),
-        collate_fn=getattr(dataset, "collate_fn", None),
-        generator=torch.Generator(),
-    )
-    yield from loader
 
 
 class LDC(SupervisedTemplate):

@@ -12,7 +12,6 @@ from flatcl.published import PublishedLandscape, PublishedOptions
 
 ensure_avalanche()
 
-from avalanche.models import avalanche_forward  # noqa: E402
 from avalanche.training.templates import SupervisedTemplate  # noqa: E402
 
 _OPTIONS = tuple(field.name for field in fields(PublishedOptions))
@@ -43,5 +42,5 @@ class PublishedLDCPlugin(LDCPlugin):
             strategy.model,
             strategy.optimizer,
             options=self.published,
-            forward=lambda batch: avalanche_forward(strategy.model, batch[0], batch[-1]),
+            forward=self._forward,
         )

@@ -20,7 +20,7 @@ LAYERS = (
     ("fluctuations",),
     ("published",),
     ("host",),
-    ("offset",),
+    ("offset", "experience", "checkpointing"),
     ("avalanche", "record_plugin"),
     ("published_plugin",),
     ("data",),

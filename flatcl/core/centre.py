@@ -6,11 +6,14 @@ back, a sawtooth; a mean that includes mid-tooth instants puts the run-off into 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from flatcl.core.saved import State, entry, same_names, tensor_like
 
 _SEGMENTS = 4  # the window is known to within 1/_SEGMENTS of itself
 
@@ -96,11 +99,12 @@ class Centre:
 
     Args:
         model: its normalisation layers' ``running_mean`` and ``running_var`` are averaged too.
-        weights: its trainable parameters.
+        parameters: its trainable parameters by name.
     """
 
-    def __init__(self, model: nn.Module, weights: Iterable[Tensor]) -> None:
-        self.targets = [*weights, *_running_statistics(model)]
+    def __init__(self, model: nn.Module, parameters: Mapping[str, Tensor]) -> None:
+        named = {**parameters, **_running_statistics(model)}
+        self.names, self.targets = list(named), list(named.values())
         self.tail = TailMean()
 
     def sample(self, step: int) -> None:
@@ -123,11 +127,45 @@ class Centre:
             for target, mean in zip(self.targets, means, strict=True):
                 target.copy_(mean)
 
+    def state_dict(self) -> State:
+        """Return the samples so far.
 
-def _running_statistics(model: nn.Module) -> list[Tensor]:
-    return [
-        buffer
-        for module in model.modules()
+        Returns:
+            Plain state, copied.
+        """
+        return {
+            "span": self.tail.span,
+            "segments": [
+                {
+                    "first": first,
+                    "count": count,
+                    "sums": {n: t.clone() for n, t in zip(self.names, sums, strict=True)},
+                }
+                for first, count, sums in self.tail.segments
+            ],
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take up saved samples.
+
+        Args:
+            state: from ``state_dict``, of a model with the same parameters.
+        """
+        own = dict(zip(self.names, self.targets, strict=True))
+        segments = []
+        for saved in entry(state, "segments", "task's centre"):
+            sums = entry(saved, "sums", "task's centre")
+            same_names(sums, own, "task's centre")
+            kept = [tensor_like(sums, name, own[name], "task's centre") for name in self.names]
+            segments.append((int(saved["first"]), int(saved["count"]), kept))
+        self.tail.span = int(entry(state, "span", "task's centre"))
+        self.tail.segments = segments
+
+
+def _running_statistics(model: nn.Module) -> dict[str, Tensor]:
+    return {
+        f"{prefix}.{name}" if prefix else name: buffer
+        for prefix, module in model.named_modules()
         for name, buffer in module.named_buffers(recurse=False)
         if name in ("running_mean", "running_var") and buffer.is_floating_point()
-    ]
+    }

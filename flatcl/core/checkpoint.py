@@ -7,16 +7,19 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from typing import Any, TypeAlias
+from typing import Any
 
+import torch
 from torch import Tensor
 
 from flatcl.core.constraint import Constraint
 from flatcl.core.eigenbasis import KroneckerBasis
+from flatcl.core.saved import State, entry
 from flatcl.errors import StateError
 
-State: TypeAlias = "dict[str, Any]"
-VERSION = 1
+# 2: also a task that is running. A state of version 1 is one of version 2 without it.
+VERSION = 2
+_READ = (1, VERSION)
 
 
 def encode_constraint(constraint: Constraint) -> State:
@@ -75,28 +78,47 @@ def decode_constraints(
         views: the model's weights, by unit's name, each in its unit's view.
 
     Returns:
-        Constraints by name, on the weights' device.
+        Constraints by name, on the weights' device and grown to their shape.
 
     Raises:
         StateError: the version is unknown, the model lacks a layer, or a shape does not fit.
     """
     found = state.get("version")
-    if found != VERSION:
+    if found not in _READ:
         raise StateError(
-            f"the saved state has version {found!r}, this flatcl reads {VERSION}: load it with "
+            f"the saved state has version {found!r}, this flatcl reads {_READ}: load it with "
             "the flatcl that saved it"
         )
     constraints = {}
-    for name, saved in state["constraints"].items():
+    for name, saved in entry(state, "constraints", "landscape").items():
         if name not in views:
             raise StateError(
                 f"the saved state holds {name}, which the model does not have: load it into the "
                 "model that it was saved with"
             )
         constraint = decode_constraint(saved, name)
-        constraint.grown_to(views[name])  # refuses a shape that does not fit
-        constraints[name] = constraint.to(views[name].device)
+        constraints[name] = constraint.to(views[name].device).grown_to(views[name])
     return constraints
+
+
+def generator_from(saved: Tensor) -> torch.Generator:
+    """Return a generator on the CPU that goes on from a saved state.
+
+    Args:
+        saved: from ``torch.Generator.get_state``.
+
+    Returns:
+        The generator.
+
+    Raises:
+        StateError: it is no generator's state.
+    """
+    generator = torch.Generator()
+    try:
+        generator.set_state(saved.cpu())
+    except (AttributeError, TypeError, RuntimeError) as error:
+        raise StateError(f"the saved generator is no generator's state ({error})") from error
+    return generator
 
 
 def warn_of_changes(saved: Mapping[str, object], own: Mapping[str, object]) -> None:

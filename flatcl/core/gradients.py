@@ -50,6 +50,27 @@ def training_gradients(units: Sequence[Unit], parameters: Mapping[str, Tensor]) 
     return [unit.gather(gradients) for unit in units]
 
 
+def tensors_of(batch: Sequence[Tensor] | Tensor) -> list[Tensor]:
+    """Return the tensors of a batch.
+
+    Args:
+        batch: a tensor of inputs, or a sequence of tensors, inputs first.
+
+    Returns:
+        Its tensors.
+
+    Raises:
+        DataError: it is no tensor nor a sequence of tensors.
+    """
+    parts = [batch] if isinstance(batch, Tensor) else list(batch)
+    if not parts or not all(isinstance(part, Tensor) for part in parts):
+        raise DataError(
+            f"a batch is a {type(batch).__name__} without tensors; pass tensors of inputs, or "
+            "sequences (inputs, …) of tensors"
+        )
+    return parts
+
+
 def chunked(
     batches: Iterable[Sequence[Tensor] | Tensor], *, inputs: int, size: int, device: torch.device
 ) -> list[list[Tensor]]:
@@ -65,17 +86,12 @@ def chunked(
         Chunks, each a list of tensors as in the batch.
 
     Raises:
-        DataError: a batch is no tensor nor a sequence of tensors, or there is no input at all.
+        DataError: there is no input at all.
     """
     chunks: list[list[Tensor]] = []
     left = inputs
     for batch in batches:
-        parts = [batch] if isinstance(batch, Tensor) else list(batch)
-        if not parts or not all(isinstance(part, Tensor) for part in parts):
-            raise DataError(
-                f"a batch is a {type(batch).__name__} without tensors; pass tensors of inputs, or "
-                "sequences (inputs, …) of tensors"
-            )
+        parts = tensors_of(batch)
         taken = min(left, len(parts[0]))
         for start in range(0, taken, size):
             stop = min(start + size, taken)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +29,7 @@ from flatcl.core.layers import Unit
 from flatcl.core.merge import joint_directions, spectrum_in
 from flatcl.core.moments import EigenMoments, Gradient, KroneckerMoments, stacked
 from flatcl.core.options import LDCOptions
+from flatcl.core.saved import State
 from flatcl.core.stiffness import (
     OutputDraw,
     damp,
@@ -94,6 +95,12 @@ class Measurement(Protocol):
 
     def stiffness(self, end: TaskEnd) -> Found:
         """Return the task's stiffness, the model being at the task's final weights."""
+
+    def state_dict(self) -> State:
+        """Return what has been watched so far, as plain state."""
+
+    def load_state_dict(self, state: Mapping[str, Any], views: Mapping[str, Tensor]) -> None:
+        """Take up a saved state; ``views`` are the weights by unit's name."""
 
 
 def side_moments(unit: Unit, like: Tensor, options: LDCOptions) -> KroneckerMoments | None:
@@ -187,6 +194,17 @@ class ProbeMeasurement:
     constraints: Mapping[str, Constraint]
 
     def watch(self, step: int, parameters: Mapping[str, Tensor], batch_size: int | None) -> None:
+        """Do nothing: the probe looks at the task's end only."""
+
+    def state_dict(self) -> State:
+        """Return nothing: the probe looks at the task's end only.
+
+        Returns:
+            An empty dict.
+        """
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any], views: Mapping[str, Tensor]) -> None:
         """Do nothing: the probe looks at the task's end only."""
 
     def stiffness(self, end: TaskEnd) -> Found:

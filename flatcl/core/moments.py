@@ -135,6 +135,11 @@ class KroneckerMoments:
         )
         return cls(S_out, S_in)
 
+    @property
+    def device(self) -> torch.device:
+        """Where they are."""
+        return self.S_in.device
+
     def add(self, gradient: Gradient, *, weight: float = 1.0, count: float = 1.0) -> None:
         """Add one gradient.
 

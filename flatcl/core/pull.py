@@ -23,8 +23,9 @@ that no visit is coarser than the quick columns' own. Each pull then works on a 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,6 +33,7 @@ from torch import Tensor
 from flatcl.core.constraint import Constraint
 from flatcl.core.eigenbasis import KroneckerBasis
 from flatcl.core.metric import Metric
+from flatcl.core.saved import State, entry, tensor_like
 
 TIERS = 5
 _QUICK = 0.5  # relaxation r per pull above which a column is visited at every pull
@@ -70,11 +72,46 @@ class PullState:
         u: last solution of the solve in a diagonal metric, [out, in] or in the shape of a truncated
             basis's ``project``, or None.
         diagonal: diagonal of Bᵀ D B / R at the last full pull, likewise, or None.
+        left: what rounding to narrow weights has left to be added, in the unit's view, or None.
     """
 
     ends: list[int] = field(default_factory=list)
     u: Tensor | None = None
     diagonal: Tensor | None = field(default=None, repr=False)
+    left: Tensor | None = field(default=None, repr=False)
+
+    def state_dict(self) -> State:
+        """Return it as plain state.
+
+        Returns:
+            ``{"ends"}``, and each tensor that it has, copied.
+        """
+        tensors = {"u": self.u, "diagonal": self.diagonal, "left": self.left}
+        return {
+            "ends": [int(end) for end in self.ends],
+            **{key: t.clone() for key, t in tensors.items() if t is not None},
+        }
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any], constraint: Constraint, name: str) -> PullState:
+        """Return what ``state_dict`` encoded.
+
+        Args:
+            state: its result.
+            constraint: of the unit.
+            name: of the unit, for the message.
+
+        Returns:
+            The state.
+        """
+        z = constraint.coordinates(constraint.anchor)
+        likes = {"u": z, "diagonal": z, "left": constraint.anchor}
+        tensors = {
+            key: tensor_like(state, key, like, f"task's pull of {name}")
+            for key, like in likes.items()
+            if key in state
+        }
+        return cls([int(end) for end in entry(state, "ends", f"task's pull of {name}")], **tensors)
 
 
 def pull_reference(

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Mapping, Sequence
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -13,7 +14,10 @@ from flatcl.core.constraint import Constraint
 from flatcl.core.layers import Part, Unit
 from flatcl.core.metric import Metric, StepMetric
 from flatcl.core.network import NetworkConstraint
+from flatcl.core.precision import full_precision, is_narrow, write_rounded_
 from flatcl.core.pull import TIERS, PullState, correction
+from flatcl.core.saved import State, entry, same_names
+from flatcl.errors import StateError
 
 Marks: TypeAlias = tuple[dict[str, PullState], list[list[float]], int]
 
@@ -48,11 +52,15 @@ class PullSchedule:
         self.visited = [list(self.travelled) for _ in range(TIERS)]
         self.pulls = 0
         self.states = {unit.name: PullState() for unit in self.held}
+        self.narrow = {unit.name for unit in self.held if is_narrow(unit, parameters)}
+        # Parameters that the latest step moved, of a task taken up before its next step.
+        self.moved: set[str] | None = None
 
     def count(self) -> None:
         """Count one step of the optimiser, at its present learning rates."""
-        for i, group in enumerate(self.metric.optimizer.param_groups):
-            self.travelled[i] += group["lr"]
+        self.moved = None
+        for i, rate in enumerate(self.metric.rates()):
+            self.travelled[i] += rate
 
     def since(self, tier: int) -> list[float]:
         """Return Σ η since a tier was last visited.
@@ -87,28 +95,55 @@ class PullSchedule:
             return
         shares = [sum(steps) / whole for steps in waited]
         shared: dict[str, Metric | None] = {}
-        for unit in self.held:
-            metric = self.metric.read(unit, self.parameters, travelled, shared)
-            if metric is None:
-                continue
-            y = correction(
-                self.constraints[unit.name],
-                unit.gather(self.parameters),
-                metric,
-                strength=self.strength,
-                state=self.states[unit.name],
-                shares=shares,
+        pulled = [self._pull_unit_(unit, travelled, shares, shared) for unit in self.held]
+        if self.held and not any(pulled):
+            warnings.warn(
+                "nothing was pulled: no parameter of the earlier tasks has a gradient; call step() "
+                "right after the optimiser's, before zero_grad()",
+                stacklevel=4,
             )
-            unit.subtract_(self.parameters, y)
         if self.network is not None and any(waited[0]):
             self._pull_network_(self.network, waited[0])
         self.pulls += 1
         for tier in range(tiers):
             self.visited[tier] = list(self.travelled)
 
+    def _pull_unit_(
+        self,
+        unit: Unit,
+        travelled: list[float],
+        shares: list[float],
+        shared: dict[str, Metric | None],
+    ) -> bool:
+        """Pull one unit, in place.
+
+        Returns:
+            Whether the optimiser has stepped it.
+        """
+        metric = self.metric.read(unit, self.parameters, travelled, self.moved, shared)
+        if metric is None:
+            return False
+        constraint, state = self.constraints[unit.name], self.states[unit.name]
+        weight, narrow = unit.gather(self.parameters), unit.name in self.narrow
+        if narrow:
+            weight = weight.to(constraint.anchor.dtype)
+            if state.left is not None:
+                weight = weight + state.left
+        with full_precision(weight.device):
+            y = correction(
+                constraint, weight, metric, strength=self.strength, state=state, shares=shares
+            )
+        if narrow:
+            state.left = write_rounded_(unit, self.parameters, weight - y)
+        else:
+            unit.subtract_(self.parameters, y)
+        return True
+
     def _pull_network_(self, network: NetworkConstraint, travelled: list[float]) -> None:
         units = {n: Unit(n, Part(n), None, matrix=False) for n in self.parameters}
-        read = {n: self.metric.read(u, self.parameters, travelled) for n, u in units.items()}
+        read = {
+            n: self.metric.read(u, self.parameters, travelled, self.moved) for n, u in units.items()
+        }
         metric = {name: D for name, D in read.items() if D is not None}
         for name, y in network.correction(self.parameters, metric).items():
             units[name].subtract_(self.parameters, y)
@@ -133,3 +168,45 @@ class PullSchedule:
             marks: from ``marks``.
         """
         self.states, self.visited, self.pulls = marks
+
+    def state_dict(self) -> State:
+        """Return what pulls depend on beside weights, gradients, constraints and optimiser.
+
+        Returns:
+            Plain state, copied.
+        """
+        moved = {name for name, p in self.parameters.items() if p.grad is not None}
+        return {
+            "travelled": [float(total) for total in self.travelled],
+            "visited": [[float(total) for total in totals] for totals in self.visited],
+            "pulls": self.pulls,
+            "moved": sorted(moved if self.moved is None else self.moved),
+            "units": {name: state.state_dict() for name, state in self.states.items()},
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take up a saved state.
+
+        Args:
+            state: from ``state_dict``, of a task with the same units.
+
+        Raises:
+            StateError: units, parameter groups or shapes differ.
+        """
+        totals = [entry(state, "travelled", "task"), *entry(state, "visited", "task")]
+        groups = len(self.travelled)
+        if len(totals) != TIERS + 1 or any(len(total) != groups for total in totals):
+            raise StateError(
+                f"the saved task counts {len(totals[0])} parameter groups in {len(totals) - 1} "
+                f"tiers, the optimiser has {groups} in {TIERS}: load it beside the optimiser that "
+                "it was saved with"
+            )
+        units = entry(state, "units", "task")
+        same_names(units, self.states, "task")
+        states = {
+            name: PullState.from_state(saved, self.constraints[name], name)
+            for name, saved in units.items()
+        }
+        self.states, self.moved = states, set(entry(state, "moved", "task"))
+        self.travelled, *self.visited = [[float(t) for t in total] for total in totals]
+        self.pulls = int(entry(state, "pulls", "task"))

@@ -7,10 +7,12 @@ Exact as long as the rows kept span all that was added.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
-from flatcl.errors import NonFiniteError
+from flatcl.errors import NonFiniteError, StateError
 
 _SMALLEST = 128  # rows kept at least: a narrow side is then exact
 
@@ -102,6 +104,40 @@ class RowSketch:
         vectors = vectors[:, : self.rank]
         peaks = vectors.gather(0, vectors.abs().argmax(0, keepdim=True))
         return vectors.mul_(torch.where(peaks < 0, -1.0, 1.0).to(vectors)).contiguous()
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return the sketch as tensors.
+
+        Returns:
+            ``{"rows", "trace"}``, copied.
+        """
+        return {"rows": self._rows[: self._used].clone(), "trace": self.trace.clone()}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Take up a saved state.
+
+        Args:
+            state: from ``state_dict``, of a sketch of the same size and rank.
+
+        Raises:
+            StateError: it is of another size.
+        """
+        rows, trace = state.get("rows"), state.get("trace")
+        if rows is None or trace is None or rows.shape[1:] != (self.size,):
+            seen = None if rows is None else tuple(rows.shape)
+            raise StateError(
+                f"the saved sketch of a wide side has rows {seen}, the layer needs (n, "
+                f"{self.size}): load it into the model that it was saved with"
+            )
+        self.trace = trace.to(self.trace, copy=True)
+        self._used = len(rows)
+        self._rows = self.trace.new_zeros(2 * self._keep if len(rows) else 0, self.size)
+        self._rows[: len(rows)] = rows
+
+    @property
+    def device(self) -> torch.device:
+        """Where it is."""
+        return self.trace.device
 
     def _truncate(self) -> None:
         values, vectors = _decomposed(self._rows)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,7 @@ from flatcl.core.metric import StepMetric
 from flatcl.core.network import NetworkConstraint
 from flatcl.core.options import LDCOptions
 from flatcl.core.pull import TIERS
+from flatcl.core.saved import State, entry, same_names, tensor_like
 from flatcl.core.schedule import PullSchedule
 from flatcl.core.windows import TrainingMeasurement
 
@@ -48,13 +50,14 @@ class RunningTask:
         steps: int | None,
         network: NetworkConstraint | None = None,
     ) -> None:
-        self.parameters, self.options = parameters, options
+        self.units, self.parameters, self.options = units, parameters, options
+        self.steps = steps
         self.steps_made = 0
         self.schedule = PullSchedule(units, parameters, constraints, metric, strength, network)
         self.network = network
         if network is not None:
             network.begin_task(parameters, steps)
-        self.centre = Centre(model, parameters.values())
+        self.centre = Centre(model, parameters)
         self.start = [p.detach().clone() for p in parameters.values()]
         self.watching = options.source == "sgd" and options.strength > 0
         shared = {} if options.varied else constraints  # a variant is of the task's own basis
@@ -117,6 +120,37 @@ class RunningTask:
             with torch.no_grad():
                 for parameter, value in zip(self.parameters.values(), kept, strict=True):
                     parameter.copy_(value)
+
+    def state_dict(self) -> State:
+        """Return all that the rest of the task depends on, beside model and optimiser.
+
+        Returns:
+            Plain state, copied, so that later steps do not change it.
+        """
+        pairs = zip(self.parameters, self.start, strict=True)
+        return {
+            "steps": self.steps,
+            "steps_made": self.steps_made,
+            "start": {name: tensor.clone() for name, tensor in pairs},
+            "schedule": self.schedule.state_dict(),
+            "centre": self.centre.state_dict(),
+            "measurement": self.measurement.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take up a saved state; a task that refused one is not to be used.
+
+        Args:
+            state: from ``state_dict``, of a task of the same model, optimiser and options.
+        """
+        start = entry(state, "start", "task")
+        same_names(start, self.parameters, "task")
+        self.start = [tensor_like(start, name, p, "task") for name, p in self.parameters.items()]
+        self.steps_made = int(entry(state, "steps_made", "task"))
+        self.schedule.load_state_dict(entry(state, "schedule", "task"))
+        self.centre.load_state_dict(entry(state, "centre", "task"))
+        views = {unit.name: unit.gather(self.parameters).detach() for unit in self.units}
+        self.measurement.load_state_dict(entry(state, "measurement", "task"), views)
 
     def _sample(self) -> None:
         if self.options.use_centre:

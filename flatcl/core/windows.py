@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor
 
@@ -14,6 +15,15 @@ from flatcl.core.layers import Unit
 from flatcl.core.measure import Found, TaskEnd, merged_basis, side_moments
 from flatcl.core.moments import EigenMoments, KroneckerMoments
 from flatcl.core.options import LDCOptions
+from flatcl.core.precision import full_precision
+from flatcl.core.saved import (
+    State,
+    decode_coordinates,
+    decode_sides,
+    encode_coordinates,
+    encode_sides,
+    entry,
+)
 from flatcl.core.stiffness import damp, stiffness_from_training
 from flatcl.errors import StateError
 
@@ -61,13 +71,14 @@ class TrainingMeasurement:
         elif step > self.boundary and (self.steps is None or not self.current):
             self._roll(step, parameters)
         for unit, G in zip(self.units, training_gradients(self.units, parameters), strict=True):
-            if unit.name in self.sides and (self.steps is None or not self.current):
-                self.sides[unit.name].add(G, weight=float(batch_size))
-            if unit.name in self.current:
-                self.current[unit.name].add(G, weight=float(batch_size))
+            with full_precision(G.device):
+                if unit.name in self.sides and (self.steps is None or not self.current):
+                    self.sides[unit.name].add(G, weight=float(batch_size))
+                if unit.name in self.current:
+                    self.current[unit.name].add(G, weight=float(batch_size))
 
     def _open(self, step: int, parameters: Mapping[str, Tensor]) -> None:
-        self.sides = self._empty(parameters)
+        self.sides = self._empty(self._views(parameters))
         self.opened = True
         self.boundary = (
             step + _FIRST_WINDOW - 1
@@ -75,11 +86,11 @@ class TrainingMeasurement:
             else self.steps - self._tail(self.steps) // 2
         )
 
-    def _empty(self, parameters: Mapping[str, Tensor]) -> dict[str, KroneckerMoments]:
-        found = {
-            unit.name: side_moments(unit, unit.gather(parameters).detach(), self.options)
-            for unit in self.units
-        }
+    def _views(self, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {unit.name: unit.gather(parameters).detach() for unit in self.units}
+
+    def _empty(self, views: Mapping[str, Tensor]) -> dict[str, KroneckerMoments]:
+        found = {u.name: side_moments(u, views[u.name], self.options) for u in self.units}
         return {name: moments for name, moments in found.items() if moments is not None}
 
     @staticmethod
@@ -90,17 +101,60 @@ class TrainingMeasurement:
     def _roll(self, step: int, parameters: Mapping[str, Tensor]) -> None:
         """Freeze the basis of the window that has just ended and open the next."""
         self.previous = self.current
-        views = {unit.name: unit.gather(parameters).detach() for unit in self.units}
+        views = self._views(parameters)
         self.current = {n: EigenMoments.zeros(self._basis(n), v) for n, v in views.items()}
-        self.sides = self._empty(parameters)
+        self.sides = self._empty(views)
         self.boundary = max(step + _FIRST_WINDOW, int(_GROWTH * step))
 
     def _basis(self, name: str) -> KroneckerBasis | None:
         if name not in self.sides:
             return None
-        return merged_basis(
-            self.constraints.get(name), self.sides[name], damping=self.options.use_damping
+        sides, old = self.sides[name], self.constraints.get(name)
+        with full_precision(sides.device):
+            return merged_basis(old, sides, damping=self.options.use_damping)
+
+    def state_dict(self) -> State:
+        """Return the windows so far.
+
+        Returns:
+            Plain state, copied.
+        """
+        return {
+            "boundary": self.boundary,
+            "opened": self.opened,
+            "sides": {name: encode_sides(moments) for name, moments in self.sides.items()},
+            "current": {name: encode_coordinates(m) for name, m in self.current.items()},
+            "previous": {name: encode_coordinates(m) for name, m in self.previous.items()},
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any], views: Mapping[str, Tensor]) -> None:
+        """Take up saved windows.
+
+        Args:
+            state: from ``state_dict``, of a task with the same units.
+            views: the model's weights, by unit's name, each in its unit's view.
+
+        Raises:
+            StateError: a unit is unknown, an entry is missing or a shape differs.
+        """
+        what = 'task\'s windows (source="sgd")'
+        found = {key: entry(state, key, what) for key in ("sides", "current", "previous")}
+        empty = self._empty(views)
+        strangers = sorted({name for names in found.values() for name in names} - set(views))
+        strangers += sorted(set(found["sides"]) - set(empty))
+        if strangers:
+            raise StateError(
+                f"the saved {what} hold {strangers[0]}, which the model does not have: load them "
+                "into the model that they were saved with"
+            )
+        sides = {n: decode_sides(s, empty[n], what) for n, s in found["sides"].items()}
+        current, previous = (
+            {n: decode_coordinates(s, views[n], what) for n, s in found[key].items()}
+            for key in ("current", "previous")
         )
+        self.boundary = int(entry(state, "boundary", what))
+        self.opened = bool(entry(state, "opened", what))
+        self.sides, self.current, self.previous = sides, current, previous
 
     def stiffness(self, end: TaskEnd) -> Found:
         """Return the task's stiffness from what was watched; no pass over data is made.

@@ -383,8 +383,6 @@ def test_bad_states_are_refused_and_changed_options_named():
         fresh.load_state_dict({**state, "constraints": broken})
     fresh.begin_task()
     with pytest.raises(StateError, match="between tasks"):
-        fresh.state_dict()
-    with pytest.raises(StateError, match="between tasks"):
         fresh.load_state_dict(state)
 
 
@@ -538,5 +536,5 @@ def test_unknown_optimiser_is_named_once_and_a_known_one_is_not(recwarn):
     model = network()
     Landscape(model, torch.optim.SGD(model.parameters(), lr=0.1))
     assert len(recwarn) == 0
-    with pytest.warns(UserWarning, match="metric of Adagrad is not known"):
-        Landscape(model, torch.optim.Adagrad(model.parameters()))
+    with pytest.warns(UserWarning, match="metric of Rprop is not known"):
+        Landscape(model, torch.optim.Rprop(model.parameters()))
