@@ -33,6 +33,19 @@ def encode_constraint(constraint: Constraint) -> State:
     return {"stiffness": constraint.stiffness, "anchor": constraint.anchor, **sides}
 
 
+def bytes_of(constraints: Mapping[str, Constraint]) -> int:
+    """Return the bytes of constraints' bases, stiffness and anchors.
+
+    Args:
+        constraints: by unit's name.
+
+    Returns:
+        Bytes.
+    """
+    tensors: list[Tensor] = [t for c in constraints.values() for t in encode_constraint(c).values()]
+    return sum(t.numel() * t.element_size() for t in tensors)
+
+
 def decode_constraint(state: Mapping[str, Tensor], name: str) -> Constraint:
     """Return what ``encode_constraint`` encoded.
 
@@ -107,7 +120,7 @@ def warn_of_changes(saved: Mapping[str, object], own: Mapping[str, object]) -> N
         saved: options by name, from the state.
         own: options by name, in force.
     """
-    changed = [name for name in sorted(own) if saved.get(name) != own[name]]
+    changed = [name for name in sorted(own) if name in saved and saved[name] != own[name]]
     if changed:
         warnings.warn(
             "the saved landscape had other options: "

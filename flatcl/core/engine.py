@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 
@@ -14,21 +13,25 @@ from torch.optim import Optimizer
 from flatcl.core.checkpoint import (
     VERSION,
     State,
+    bytes_of,
     decode_constraints,
     encode_constraint,
     warn_of_changes,
 )
 from flatcl.core.constraint import Constraint
+from flatcl.core.forecast import Forecast, History
 from flatcl.core.gradients import Forward
+from flatcl.core.growth import Network
 from flatcl.core.layers import Unit, matrix_views, trained_parameters
-from flatcl.core.measure import TaskEnd, combined
+from flatcl.core.measure import Measurement, ProbeMeasurement, TaskEnd
 from flatcl.core.metric import StepMetric
 from flatcl.core.options import LDCOptions
-from flatcl.core.pull import by_falling_stiffness
+from flatcl.core.record import record_
 from flatcl.core.task import RunningTask
 from flatcl.errors import NonFiniteError, StateError
 
-_log = logging.getLogger("flatcl")
+# A task's usual way as a share of ‖W‖: .1 to .45 on the streams of benchmarks/FORECAST.md.
+USUAL_WAY = 0.2
 _IDLE = "no task is running: call begin_task first"
 
 
@@ -77,8 +80,26 @@ class Landscape:
         self.tasks_ended = 0
         self.probe_scale: float | None = None
         self.generator = torch.Generator().manual_seed(self.options.seed)
+        self.history = History()
         self._task: RunningTask | None = None
         self._layout()
+
+    def fit(self, batches: Iterable[Sequence[Tensor] | Tensor]) -> None:
+        """Take the present weights, trained elsewhere, as task zero: from data alone, no training.
+
+        Args:
+            batches: inputs of what the weights can do, as for ``end_task``; always probed.
+
+        Raises:
+            StateError: a task is running or has ended.
+        """
+        if self._task is not None or self.tasks_ended:
+            raise StateError("fit comes before the first task: make a fresh Landscape for it")
+        self._layout()
+        if self.options.strength > 0:
+            travelled = {n: p.detach() * USUAL_WAY for n, p in self._parameters.items()}
+            self._record(ProbeMeasurement(self._units, {}), travelled, batches)
+        self.tasks_ended = 1
 
     def begin_task(self, steps: int | None = None) -> None:
         """Start a task: look at the model afresh and take up the earlier tasks' constraint.
@@ -102,6 +123,7 @@ class Landscape:
             self.metric,
             self.options,
             strength=self.options.strength_over(self.tasks_ended),
+            earlier=self.tasks_ended,
             steps=steps,
         )
 
@@ -143,7 +165,7 @@ class Landscape:
                 "learning rate"
             )
         if self.options.strength > 0:
-            self._record(task, batches)
+            self._record(task.measurement, task.travelled(), batches)
         self.tasks_ended += 1
         self._task = None
 
@@ -163,22 +185,41 @@ class Landscape:
         Returns:
             A scalar, nats, on the model's device.
         """
-        total = next(iter(self._parameters.values())).new_zeros(())
-        for unit in self._units:
-            if unit.name in self.constraints:
-                constraint = self.constraints[unit.name]
-                weight = unit.gather(self._parameters).detach().to(constraint.anchor.dtype)
-                total = total + constraint.energy(weight)
-        return total
+        return self._network().energy(self.constraints)
+
+    def forecast(self, batches: Iterable[Sequence[Tensor] | Tensor] | None = None) -> Forecast:
+        """Return the predicted rise of each earlier experience's loss, at pulled weights.
+
+        Args:
+            batches: some inputs of the running task, as for ``end_task``; they tell how far the
+                quadratic forecast can be trusted, and correct it. Not needed between tasks.
+
+        Returns:
+            The forecast, flagged where it is not to be trusted.
+
+        Raises:
+            StateError: strength is 0 and a task has ended: nothing was measured of it.
+        """
+        if self.tasks_ended and not self.constraints:
+            raise StateError("strength=0 measures nothing to forecast from: set strength above 0")
+        tasks, running = self.tasks_ended, self._task is not None
+        with self.evaluating():
+            return self.history.forecast(
+                self._network(), self.constraints, batches, tasks=tasks, running=running
+            )
+
+    @property
+    def over_budget(self) -> bool:
+        """Whether ``on_budget="stop"`` asks to end the running task."""
+        return self._task is not None and self._task.budget.crossed
 
     def bytes_held(self) -> int:
-        """Return the bytes kept between tasks; they do not grow with their number.
+        """Return the bytes kept between tasks; without ``per_task`` their number is no matter.
 
         Returns:
             Bytes of bases, stiffness and anchors, without the model and its optimiser.
         """
-        encoded = (encode_constraint(c).values() for c in self.constraints.values())
-        return sum(t.numel() * t.element_size() for tensors in encoded for t in tensors)
+        return bytes_of(self.constraints) + self.history.bytes_held()
 
     def state_dict(self) -> State:
         """Return what is held between tasks, to be saved with ``torch.save``.
@@ -198,6 +239,7 @@ class Landscape:
             "tasks_ended": self.tasks_ended,
             "probe_scale": self.probe_scale,
             "generator": self.generator.get_state(),
+            "history": self.history.state_dict(),
             "constraints": {n: encode_constraint(c) for n, c in self.constraints.items()},
         }
 
@@ -218,6 +260,7 @@ class Landscape:
             raise StateError("a task is running: load a state between tasks")
         views = {unit.name: unit.gather(self._parameters).detach() for unit in self._units}
         constraints = decode_constraints(state, views)
+        self.history = History.from_state(state.get("history"), views)
         warn_of_changes(state["options"], asdict(self.options))
         self.constraints = constraints
         self.tasks_ended = int(state["tasks_ended"])
@@ -229,32 +272,27 @@ class Landscape:
         self._units: list[Unit] = matrix_views(self.model)
         self._parameters = trained_parameters(self.model)
         for unit in self._units:
-            if unit.name in self.constraints:
-                weight = unit.gather(self._parameters).detach()
-                grown = self.constraints[unit.name].grown_to(weight)
-                self.constraints[unit.name] = grown
+            if (held := self.constraints.get(unit.name)) is not None:
+                self.constraints[unit.name] = held.grown_to(unit.gather(self._parameters).detach())
+
+    def _network(self) -> Network:
+        return Network(self.model, self._units, self._parameters, self.forward)
 
     def _record(
-        self, task: RunningTask, batches: Iterable[Sequence[Tensor] | Tensor] | None
+        self,
+        measurement: Measurement,
+        travelled: Mapping[str, Tensor],
+        batches: Iterable[Sequence[Tensor] | Tensor] | None,
     ) -> None:
         end = TaskEnd(
             model=self.model,
             parameters=self._parameters,
-            travelled=task.travelled(),
+            travelled=travelled,
             batches=batches,
             forward=self.forward,
             options=self.options,
             scale=self.probe_scale,
             generator=self.generator,
         )
-        found = task.measurement.stiffness(end)
-        self.probe_scale = found.scale
-        for unit in self._units:
-            merged, lost = combined(
-                unit,
-                self.constraints.get(unit.name),
-                found,
-                unit.gather(self._parameters).detach(),
-            )
-            self.constraints[unit.name] = by_falling_stiffness(merged)
-            _log.debug("%s: %.3f of the old constraint lies off the new basis", unit.name, lost)
+        network = self._network()
+        self.probe_scale = record_(self.constraints, self.history, network, measurement, end)

@@ -9,6 +9,7 @@ from typing import Literal, get_args
 from flatcl.errors import OptionError
 
 Source = Literal["probe", "sgd"]
+OnBudget = Literal["stop", "strengthen"]
 
 SHARING = 0.5  # measured: benchmarks/DEFAULTS.md
 
@@ -35,6 +36,14 @@ class LDCOptions:
         probe_inputs: training inputs that each of the two probe passes visits.
         probe_batch: inputs a probe gradient; every batch has its own weight perturbation.
         seed: of the probe's random directions and perturbations.
+        per_task: keep each task's own constraint beside the merged one, for ``forecast`` alone:
+            memory then grows with the number of tasks.
+        budget: what one task may add to the loss of each earlier one on average, nats; the merged
+            constraint's energy over their number is held against it, right after each pull. None
+            for no limit.
+        on_budget: once the budget is crossed, "stop" sets ``Landscape.over_budget``, which a
+            training loop should obey (Avalanche's does); "strengthen" raises γ for the rest of the
+            task until the energy falls below again, within a few pulls.
 
     Raises:
         OptionError: a value is out of its range.
@@ -49,11 +58,14 @@ class LDCOptions:
     probe_inputs: int = 1000
     probe_batch: int = 10
     seed: int = 0
+    per_task: bool = False
+    budget: float | None = None
+    on_budget: OnBudget = "stop"
 
     def __post_init__(self) -> None:
-        for name in ("strength", "width", "damping"):
+        for name in ("strength", "width", "damping", "budget"):
             value = getattr(self, name)
-            if value is None and name == "damping":
+            if value is None and name in {"damping", "budget"}:
                 continue
             if not isinstance(value, (int, float)) or not math.isfinite(value) or value < 0:
                 raise OptionError(f"{name} is {value!r}; it must be a finite number, 0 or more")
@@ -63,6 +75,12 @@ class LDCOptions:
                 raise OptionError(f"{name} is {value!r}; it must be a whole number, 1 or more")
         if self.source not in get_args(Source):
             raise OptionError(f"source is {self.source!r}; choose one of {get_args(Source)}")
+        if self.on_budget not in get_args(OnBudget):
+            raise OptionError(
+                f"on_budget is {self.on_budget!r}; choose one of {get_args(OnBudget)}"
+            )
+        if self.budget == 0:
+            raise OptionError("budget is 0; give a positive number of nats, or None for no limit")
 
     def strength_over(self, tasks: int) -> float:
         """Return the weight of each task in a constraint that holds several, γ t^−SHARING.

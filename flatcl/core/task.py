@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from flatcl.core.budget import BudgetWatch
 from flatcl.core.centre import Centre
 from flatcl.core.constraint import Constraint
 from flatcl.core.layers import Unit
@@ -30,6 +31,7 @@ class RunningTask:
         metric: of the optimiser.
         options: of LDC.
         strength: γ of the constraints in this task.
+        earlier: number of the tasks that the constraints hold.
         steps: the task's number of steps, if known.
     """
 
@@ -43,11 +45,14 @@ class RunningTask:
         options: LDCOptions,
         *,
         strength: float,
+        earlier: int,
         steps: int | None,
     ) -> None:
         self.parameters, self.options = parameters, options
         self.steps_made = 0
         self.schedule = PullSchedule(units, parameters, constraints, metric, strength)
+        limit = None if options.budget is None else options.budget * earlier
+        self.budget = BudgetWatch(limit, options.on_budget)
         self.centre = Centre(model, parameters.values())
         self.start = [p.detach().clone() for p in parameters.values()]
         self.watching = options.source == "sgd" and options.strength > 0
@@ -70,6 +75,7 @@ class RunningTask:
         if self.steps_made % self.options.interval == 0:
             self.schedule.pull_(self.schedule.due())
             self._sample()
+            self.budget.check_(self.schedule)
 
     def settle_(self) -> None:
         """Pull a last time and set the model to the centre of its fluctuation."""
