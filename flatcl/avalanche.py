@@ -6,19 +6,20 @@ A thin adapter: hooks are translated into calls of ``flatcl.core.engine.Landscap
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import fields
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
-from torch.utils.data import DataLoader
+from torch.optim import SGD, Optimizer
 
 from flatcl.core.engine import Landscape
-from flatcl.core.options import LDCOptions, Source
+from flatcl.core.metric import StepMetric
+from flatcl.core.options import LDCOptions, OnBudget, Source
 from flatcl.errors import OptionError, StateError
+from flatcl.experience import random_batches, training_steps
 from flatcl.host import ensure_avalanche
 from flatcl.offset import OldClassOffset
 
@@ -61,6 +62,31 @@ class LDCPlugin(BasePlugin):  # the base without per-step hooks: an empty hook c
         self._owner: SupervisedTemplate | None = None
         self._evaluation = ExitStack()
 
+    def fit(self, model: nn.Module, batches: Iterable[Sequence[Tensor] | Tensor]) -> None:
+        """Take a pretrained model as task zero, before the strategy trains it.
+
+        Args:
+            model: the strategy's, on the device where it will be trained.
+            batches: as of ``Landscape.fit``; the last part of each the task labels, if it needs
+                them.
+
+        Raises:
+            StateError: an experience has been trained on, or ``fit`` was called before.
+        """
+        if self.landscape is not None:
+            raise StateError("fit comes once, before the first experience: make a new LDCPlugin")
+        # The strategy's own optimiser takes this one's place; none is needed to fit.
+        self.landscape = self._landscape(model, SGD(model.parameters(), lr=0.0))
+        self.landscape.fit(batches)
+
+    def _landscape(self, model: nn.Module, optimizer: Optimizer) -> Landscape:
+        def forward(batch: Sequence[Tensor]) -> Tensor:
+            assert self.landscape is not None
+            outputs: Tensor = avalanche_forward(self.landscape.model, batch[0], batch[-1])
+            return outputs
+
+        return Landscape(model, optimizer, options=self.options, forward=forward)
+
     def before_training_exp(self, strategy: SupervisedTemplate, **kwargs: Any) -> None:
         """Begin a task, after Avalanche has adapted the model and the optimiser.
 
@@ -76,19 +102,16 @@ class LDCPlugin(BasePlugin):  # the base without per-step hooks: an empty hook c
                 "this LDCPlugin already holds the tasks of another strategy: make one LDCPlugin "
                 "for each strategy"
             )
+        self._owner = strategy
         if self.landscape is None:
-            self._owner = strategy
-            self.landscape = Landscape(
-                strategy.model,
-                strategy.optimizer,
-                options=self.options,
-                forward=lambda batch: avalanche_forward(strategy.model, batch[0], batch[-1]),
-            )
+            self.landscape = self._landscape(strategy.model, strategy.optimizer)
         self.landscape.model = strategy.model
-        self.landscape.begin_task(_steps(strategy))
+        if self.landscape.metric.optimizer is not strategy.optimizer:
+            self.landscape.metric = StepMetric(strategy.optimizer)
+        self.landscape.begin_task(training_steps(strategy, self.options))
 
     def after_update(self, strategy: SupervisedTemplate, **kwargs: Any) -> None:
-        """Count the optimiser's step; pull where one is due.
+        """Count the optimiser's step; pull where one is due; stop where the budget says so.
 
         Args:
             strategy: the strategy that trains.
@@ -96,6 +119,8 @@ class LDCPlugin(BasePlugin):  # the base without per-step hooks: an empty hook c
         """
         assert self.landscape is not None
         self.landscape.step(len(strategy.mb_y))
+        if self.landscape.over_budget:
+            strategy.stop_training()
 
     def after_training_exp(self, strategy: SupervisedTemplate, **kwargs: Any) -> None:
         """End the task: centre, measure, merge.
@@ -106,10 +131,13 @@ class LDCPlugin(BasePlugin):  # the base without per-step hooks: an empty hook c
         """
         assert self.landscape is not None
         self.landscape.end_task(
-            _random_batches(strategy, self.options, self.landscape.generator)
+            random_batches(strategy, self.options, self.landscape.generator)
             if self.options.source == "probe"
             else None
         )
+        if self.options.budget is not None and self.options.on_budget == "stop":
+            # Avalanche clears the mark only when another epoch would have begun.
+            strategy._stop_training = False
 
     def before_eval(self, strategy: SupervisedTemplate, **kwargs: Any) -> None:
         """Show pulled weights to an evaluation in mid-task.
@@ -139,33 +167,6 @@ class LDCPlugin(BasePlugin):  # the base without per-step hooks: an empty hook c
         return 0 if self.landscape is None else self.landscape.bytes_held()
 
 
-def _steps(strategy: SupervisedTemplate) -> int | None:
-    """Return the task's number of steps, None where it may stop early or cannot be known."""
-    if any(type(plugin).__name__ == "EarlyStoppingPlugin" for plugin in strategy.plugins):
-        return None
-    try:
-        return len(strategy.dataloader) * int(strategy.train_epochs)
-    except (TypeError, AttributeError):
-        return None
-
-
-def _random_batches(
-    strategy: SupervisedTemplate, options: LDCOptions, generator: torch.Generator
-) -> Iterator[Sequence[Tensor]]:
-    """Yield batches of random inputs of the experience, under its evaluation transforms."""
-    dataset = strategy.experience.dataset.eval()
-    # Drawn with the landscape's generator: the global random state stays as it is.
-    chosen = torch.randperm(len(dataset), generator=generator)[: options.probe_inputs]
-    loader = DataLoader(
-        dataset,
-        batch_size=min(len(chosen), 32 * options.probe_batch),
-        sampler=chosen.tolist(),
-        collate_fn=getattr(dataset, "collate_fn", None),
-        generator=torch.Generator(),
-    )
-    yield from loader
-
-
 class LDC(SupervisedTemplate):
     """The LDC strategy: Avalanche's ``EWC`` by another name, and with nothing to tune.
 
@@ -184,7 +185,7 @@ class LDC(SupervisedTemplate):
         plugins: further plugins; the caller's list is left as it is.
         evaluator: metrics and loggers.
         eval_every: as in every Avalanche strategy.
-        strength: field of ``LDCOptions``, as all down to ``seed``.
+        strength: field of ``LDCOptions``, as all down to ``on_budget``.
         interval: field of ``LDCOptions``.
         source: field of ``LDCOptions``.
         damping: field of ``LDCOptions``.
@@ -193,6 +194,9 @@ class LDC(SupervisedTemplate):
         probe_inputs: field of ``LDCOptions``.
         probe_batch: field of ``LDCOptions``.
         seed: field of ``LDCOptions``.
+        per_task: field of ``LDCOptions``.
+        budget: field of ``LDCOptions``.
+        on_budget: field of ``LDCOptions``.
         ewc_lambda: of EWC; ignored, as the next three.
         mode: of EWC; ignored.
         decay_factor: of EWC; ignored.
@@ -226,6 +230,9 @@ class LDC(SupervisedTemplate):
         probe_inputs: int = _DEFAULT.probe_inputs,
         probe_batch: int = _DEFAULT.probe_batch,
         seed: int = _DEFAULT.seed,
+        per_task: bool = _DEFAULT.per_task,
+        budget: float | None = _DEFAULT.budget,
+        on_budget: OnBudget = _DEFAULT.on_budget,
         ewc_lambda: float | None = None,
         mode: str | None = None,
         decay_factor: float | None = None,
@@ -255,6 +262,9 @@ class LDC(SupervisedTemplate):
             probe_inputs=probe_inputs,
             probe_batch=probe_batch,
             seed=seed,
+            per_task=per_task,
+            budget=budget,
+            on_budget=on_budget,
         )
         super().__init__(
             model=model,
