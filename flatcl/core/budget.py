@@ -43,4 +43,4 @@ class BudgetWatch:
         if self.on_budget == "stop":
             self.crossed = True
         else:
-            schedule.strength *= min(_FASTEST, energy / self.limit)
+            schedule.strengthen_(min(_FASTEST, energy / self.limit))

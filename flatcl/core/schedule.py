@@ -100,6 +100,15 @@ class PullSchedule:
         for tier in range(tiers):
             self.visited[tier] = list(self.travelled)
 
+    def strengthen_(self, factor: float) -> None:
+        """Multiply γ from the next pull on, which visits all tiers and chooses them anew.
+
+        Args:
+            factor: above 1.
+        """
+        self.strength *= factor
+        self.pulls = 0
+
     def marks(self) -> Marks:
         """Return what a pull changes beside the weights.
 
