@@ -174,7 +174,7 @@ def test_forecasts_change_no_bit_of_the_training():
     ends = []
     for watched in (False, True):
         model = mlp()
-        state: dict[str, Landscape] = {}
+        state = {}
 
         def look(step, model=model, state=state, watched=watched):
             if watched and step in {3, 4, 17}:  # before a pull, right after one, before another
@@ -295,7 +295,7 @@ def test_the_forecast_follows_the_measured_rise_over_strengths():
     for strength in (0.01, 0.3, 3.0, 100.0):
         torch.manual_seed(1)
         model = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 3))
-        first: list[float] = []
+        first = []
         x, y = blobs(0)
 
         def loss(model=model, x=x, y=y):
