@@ -69,11 +69,11 @@ is *warned* if that growth exceeded {trusted:g} on its way, by the forecast in q
 
 {warned}
 
-Between streams the forecast's scale differs: of a rotated task, whose inputs and whose gradients
-resemble the earlier ones', it sees a third, for a displacement that follows them is worse than the
-merged Kronecker form knows; of a permuted task nearly twice as much. That, more than the order
-within a stream, is what ρ over all of them suffers from. On split streams the energy alone is wrong
-by the order of magnitude, and the growth mends most of it.
+Between streams the forecast's scale differs, see the ratios below. For rotated tasks, whose inputs
+and gradients resemble the earlier ones', it is too low: the Kronecker form underrates a displacement
+that follows them. For permuted tasks it is too high. That, more than the order within a stream, is
+what ρ over all streams suffers from. Where a warning was raised the energy alone is far too low, and
+the growth mends most of it.
 
 ## Each stream, merged, warned or not
 
