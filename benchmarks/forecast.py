@@ -1,8 +1,8 @@
 """The forecast of forgetting against what the earlier tasks' test data say.
 
-``python -m benchmarks.forecast`` trains five tasks of each stream at two strengths, one seed, and
-at three moments of each task takes the forecast and measures the rise of every earlier task's loss
-since it was learned. Finished runs in ``benchmarks/results/forecast/`` are not repeated. Writes
+``python -m benchmarks.forecast`` trains five tasks of each stream at two strengths and two seeds,
+and at three moments of each task takes the forecast and measures the rise of every earlier task's
+loss since it was learned. Finished runs in ``benchmarks/results/forecast/`` are not repeated. Writes
 ``benchmarks/FORECAST.md`` and ``docs/forecast.png``; ``--render`` makes them from the results.
 """
 
@@ -38,6 +38,7 @@ HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "forecast"
 STREAMS = ("permuted-mnist", "rotated-mnist", "split-mnist-domain", "split-mnist-class")
 STRENGTHS = (3.5, 0.3)
+CHOSEN, FRESH = 0, 1  # the seed that the form was chosen on, and one that it was not
 MOMENTS = (0.1, 0.3)  # of a task; and its end
 KINDS = {
     "own": "per task",
@@ -47,10 +48,12 @@ KINDS = {
 TEXT = """# A forecast of forgetting
 
 Made by `python -m benchmarks.forecast`: MNIST, 784-100-100, five tasks of 6000 images, SGD at 0.05,
-strengths {strengths}, else the default options, one seed; {runs} runs, {seconds:.0f} s together on
-one core. At {moments} and at the end of each task every earlier task gives one pair of numbers: the
-predicted rise of its loss since it was learned, made without its data, and the rise on its test
-images. Raw figures: `results/forecast/`.
+strengths {strengths}, else the default options; {runs} runs, {seconds:.0f} s together on one core.
+The form of the forecast, among about ten that were tried, and the limit of its warning were chosen
+on seed {chosen} of these same streams; the tables are of seed {fresh}, which had no part in that.
+At {moments} and at the end of each task every earlier task gives one pair of numbers: the predicted
+rise of its loss since it was learned, made without its data, and the rise on its test images. Raw
+figures: `results/forecast/`.
 
 Measured are the rise of the cross-entropy (CE) and the divergence KL(outputs then ‖ outputs now),
 what the rise would be if the network's outputs then were the truth. CE falls, and its rise may be
@@ -61,6 +64,9 @@ predicted to measured KL, *within 2* and *within 4* the shares of pairs right to
 *energy alone* is per task without the growth that is measured on the present task's inputs. A pair
 is *warned* if that growth exceeded {trusted:g} on its way, by the forecast in question.
 
+The ratio is to KL alone: rises of CE are near 0 or negative in a part of the pairs, where the
+forecast, which knows no benefit, stays above 0.
+
 ## Where no warning was raised
 
 {quiet}
@@ -69,17 +75,21 @@ is *warned* if that growth exceeded {trusted:g} on its way, by the forecast in q
 
 {warned}
 
-Between streams the forecast's scale differs, see the ratios below. For rotated tasks, whose inputs
-and gradients resemble the earlier ones', it is too low: the Kronecker form underrates a displacement
-that follows them. For permuted tasks it is too high. That, more than the order within a stream, is
-what ρ over all streams suffers from. Where a warning was raised the energy alone is far too low, and
-the growth mends most of it.
+**The warning does not tell good forecasts from bad ones.** It tells where the energy alone fails;
+with the growth in it the forecast is there as good as elsewhere, and where no warning is raised the
+energy alone does as well. What the warning misses is a scale that differs between streams, see the
+ratios below: too low for rotated tasks, too high for permuted ones. It is what ρ over all streams
+suffers from. Its cause was not isolated.
 
 ## Each stream, merged, warned or not
 
 {streams}
 
 {verdict}
+
+## Seed {chosen}, on which the form was chosen, where no warning was raised
+
+{first}
 
 ![predicted against measured](../docs/forecast.png)
 """
@@ -99,8 +109,8 @@ def _rise(then: Tensor, now: Tensor, y: Tensor) -> dict[str, float]:
     }
 
 
-def run(stream_name: str, strength: float) -> dict[str, Any]:
-    """Return the raw figures of one stream at one strength."""
+def run(stream_name: str, strength: float, seed: int) -> dict[str, Any]:
+    """Return the raw figures of one stream at one strength and seed."""
     started = time.process_time()
     options = stream_options(stream_name, "sgd")
     stream = make_stream(
@@ -110,9 +120,9 @@ def run(stream_name: str, strength: float) -> dict[str, Any]:
             tasks=options.tasks,
             train_size=options.train_size,
         ),
-        seed=0,
+        seed=seed,
     )
-    model = make_model(stream.input_shape, stream.n_outputs, seed=0)
+    model = make_model(stream.input_shape, stream.n_outputs, seed=seed)
     optimizer = torch.optim.SGD(model.parameters(), lr=options.lr)
     landscape = Landscape(model, optimizer, options=LDCOptions(strength=strength, per_task=True))
     tests = [
@@ -168,26 +178,33 @@ def run(stream_name: str, strength: float) -> dict[str, Any]:
     return {
         "stream": stream_name,
         "strength": strength,
+        "seed": seed,
         "seconds": time.process_time() - started,
         "versions": dict(versions()),
         "rows": rows,
     }
 
 
+def _cases() -> list[tuple[str, float, int, Path]]:
+    return [
+        (name, strength, seed, RESULTS / f"{name}-{strength:g}-{seed}.json")
+        for seed in (CHOSEN, FRESH)
+        for name in STREAMS
+        for strength in STRENGTHS
+    ]
+
+
 def recorded() -> list[dict[str, Any]]:
     """Return the runs made so far, in the order of the table."""
-    files = [RESULTS / f"{name}-{g:g}.json" for name in STREAMS for g in STRENGTHS]
-    return [json.loads(file.read_text(encoding="utf-8")) for file in files if file.exists()]
+    return [json.loads(file.read_text(encoding="utf-8")) for *_, file in _cases() if file.exists()]
 
 
 def fill() -> None:
     """Make the runs that are missing."""
-    for name in STREAMS:
-        for strength in STRENGTHS:
-            file = RESULTS / f"{name}-{strength:g}.json"
-            if not file.exists():
-                write_json(file, run(name, strength))
-                print(f"{name}, strength {strength:g}: done", flush=True)
+    for name, strength, seed, file in _cases():
+        if not file.exists():
+            write_json(file, run(name, strength, seed))
+            print(f"{name}, strength {strength:g}, seed {seed}: done", flush=True)
 
 
 def _pairs(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -226,14 +243,17 @@ def _line(name: str, rows: list[dict[str, Any]], kind: str) -> list[str]:
 def _verdict(quiet: list[list[str]]) -> str:
     """Say which of the aims are met, from the table's own figures."""
     lines = []
-    for name, _pairs, ce, kl, ratio, *_rest in quiet[:2]:
-        rank = "met" if max(float(ce), float(kl)) >= 0.9 else "missed"
-        size = "met" if 0.5 <= float(ratio) <= 2 else "missed"
-        lines.append(
-            f"*{name}*: ρ of 0.9 against either measure is {rank}, a median ratio within a\n"
-            f"factor of 2 is {size}."
-        )
-    return "Aims where no warning was raised.\n" + "\n".join(lines)
+    for name, _, ce, kl, ratio, *_ in quiet[:2]:
+        said = [
+            f"{what} {'met' if good else 'missed'}"
+            for what, good in (
+                ("ρ of 0.9 against CE", float(ce) >= 0.9),
+                ("against KL", float(kl) >= 0.9),
+                ("a median ratio to KL within a factor of 2", 0.5 <= float(ratio) <= 2),
+            )
+        ]
+        lines.append(f"*{name}*: {', '.join(said)}.")
+    return "Aims where no warning was raised.\n\n- " + "\n- ".join(lines)
 
 
 HEADER = ["forecast", "pairs", "ρ, CE", "ρ, KL", "ratio", "within 2", "within 4"]
@@ -242,7 +262,8 @@ HEADER = ["forecast", "pairs", "ρ, CE", "ρ, KL", "ratio", "within 2", "within 
 def render() -> None:
     """Write the tables and the figure."""
     runs = recorded()
-    pairs = _pairs(runs)
+    pairs = _pairs([r for r in runs if r["seed"] == FRESH])
+    before = _pairs([r for r in runs if r["seed"] == CHOSEN])
     quiet, warned = [], []
     for kind, name in KINDS.items():
         quiet.append(_line(name, [r for r in pairs if not _warned(r, kind)], kind))
@@ -266,6 +287,12 @@ def render() -> None:
         warned=markdown_table(HEADER, warned),
         streams=markdown_table(["stream, strength", *HEADER[1:]], streams),
         verdict=_verdict(quiet),
+        first=markdown_table(
+            HEADER,
+            [_line(n, [r for r in before if not _warned(r, k)], k) for k, n in KINDS.items()],
+        ),
+        chosen=CHOSEN,
+        fresh=FRESH,
     )
     write_bytes(HERE / "FORECAST.md", text.encode())
     axes = plot_forecast(

@@ -3,8 +3,8 @@
 The constraint's energy ½ xᵀKx is a quadratic forecast in the probe's unit. It falls short by orders
 of magnitude where the outputs do not change in proportion to the weights; how far that goes is
 measured on the present task's inputs (``flatcl.core.growth``), and energy · growth is the forecast.
-Rescaling it by the loss's own curvature in the outputs made it worse: at a saturated softmax that
-curvature is next to nothing, and displacements that forget anything leave saturation behind.
+It stays in the probe's unit: at a saturated softmax the loss's own curvature in the outputs is next
+to nothing, and displacements that forget anything leave saturation behind.
 """
 
 from __future__ import annotations
@@ -60,7 +60,9 @@ class Forecast:
         exact: True if each rise comes of the experience's own constraint (``per_task=True``), and
             counts steps of several tasks in one direction as one way; False if every task's cost
             is shared equally among those before it and the costs are added.
-        trusted: False where the forecast may be far off.
+        trusted: False where the network was too far from linear, or where that was not checked.
+            True does not vouch for the scale: it was up to five times too low on rotated digits,
+            whose tasks resemble one another (benchmarks/FORECAST.md).
         reason: why it is not trusted; empty if it is.
     """
 
