@@ -2,7 +2,8 @@
 
 ``python -m benchmarks.forecast`` trains five tasks of each stream at two strengths and two seeds,
 and at three moments of each task takes the forecast and measures the rise of every earlier task's
-loss since it was learned. Finished runs in ``benchmarks/results/forecast/`` are not repeated. Writes
+loss since it was learned. Finished runs in ``benchmarks/results/forecast/`` are not repeated.
+Writes
 ``benchmarks/FORECAST.md`` and ``docs/forecast.png``; ``--render`` makes them from the results.
 """
 
