@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from flatcl.analysis import analyze as analyze
     from flatcl.analysis_options import AnalyzeOptions as AnalyzeOptions
     from flatcl.core.engine import Landscape as Landscape
+    from flatcl.core.fit import fit as fit
+    from flatcl.core.forecast import Forecast as Forecast
     from flatcl.core.options import LDCOptions as LDCOptions
     from flatcl.experiments import CompareOptions as CompareOptions
     from flatcl.experiments import compare as compare
@@ -30,6 +32,8 @@ __version__ = "0.1.0"
 
 _LAZY = {
     "Landscape": "flatcl.core.engine",
+    "fit": "flatcl.core.fit",
+    "Forecast": "flatcl.core.forecast",
     "LDCOptions": "flatcl.core.options",
     "CompareOptions": "flatcl.experiments",
     "compare": "flatcl.experiments",
@@ -42,6 +46,7 @@ __all__ = [
     "CompareOptions",
     "DataError",
     "FlatclError",
+    "Forecast",
     "HostError",
     "LDCOptions",
     "Landscape",
@@ -51,6 +56,7 @@ __all__ = [
     "__version__",
     "analyze",
     "compare",
+    "fit",
 ]
 
 

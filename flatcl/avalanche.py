@@ -1,14 +1,9 @@
-"""LDC in Avalanche: ``LDCPlugin`` and the ``LDC`` strategy.
-
-A thin adapter: hooks are translated into calls of ``flatcl.core.engine.Landscape``, nothing else.
-"""
+"""LDC in Avalanche: ``LDCPlugin`` for any strategy, and the ``LDC`` strategy."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
-from dataclasses import fields
 from typing import Any
 
 import torch
@@ -17,185 +12,20 @@ from torch.optim import Optimizer
 
 from flatcl.core.choice import BasisOption
 from flatcl.core.describe import Description
-from flatcl.core.engine import Landscape
-from flatcl.core.options import Directions, LDCOptions, Source
-from flatcl.errors import OptionError, StateError
-from flatcl.experience import boundary_of, random_batches, steps_of
+from flatcl.core.options import Directions, LDCOptions, OnBudget, Source
 from flatcl.host import ensure_avalanche
+from flatcl.ldc_plugin import LDCPlugin
 from flatcl.offset import OldClassOffset
 
 ensure_avalanche()
 
 from avalanche.core import BasePlugin  # noqa: E402
-from avalanche.models import avalanche_forward  # noqa: E402
 from avalanche.training.plugins.evaluation import EvaluationPlugin, default_evaluator  # noqa: E402
 from avalanche.training.templates import SupervisedTemplate  # noqa: E402
 
-_OPTIONS = tuple(field.name for field in fields(LDCOptions))
 _DEFAULT = LDCOptions()
+
 __all__ = ["LDC", "LDCPlugin", "OldClassOffset"]
-
-
-# The base without per-step hooks: an empty hook costs a call a step.
-class LDCPlugin(BasePlugin, supports_distributed=True):  # type: ignore[call-arg]
-    """Adds LDC to a strategy; it needs no argument.
-
-    Any template serves that calls ``before_training_exp``, ``after_update``,
-    ``after_training_exp``, ``before_eval`` and ``after_eval``. One plugin object serves one
-    strategy.
-    On several processes, wrap the model in ``DistributedDataParallel``.
-
-    Args:
-        **options: fields of ``flatcl.LDCOptions``.
-
-    Raises:
-        OptionError: an option is unknown or out of its range.
-    """
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__()
-        unknown = sorted(set(options) - set(_OPTIONS))
-        if unknown:
-            raise OptionError(f"LDC has no option {unknown[0]!r}; it has {', '.join(_OPTIONS)}")
-        self.options = LDCOptions(**options)
-        self.landscape: Landscape | None = None
-        self._owner: SupervisedTemplate | None = None
-        self._evaluation = ExitStack()
-        self._seen: list[Any] = []  # data of the running task, in parts if it comes as a stream
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Return what a checkpoint keeps: the strategy that loads it becomes the owner.
-
-        Returns:
-            Attributes by name.
-        """
-        return {**vars(self), "_owner": None, "_evaluation": None}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """Take up what ``__getstate__`` returned.
-
-        Args:
-            state: attributes by name.
-        """
-        self.__dict__.update(state)
-        self._evaluation = ExitStack()
-
-    def _forward(self, batch: Sequence[Tensor]) -> Tensor:
-        assert self.landscape is not None
-        outputs: Tensor = avalanche_forward(self.landscape.model, batch[0], batch[-1])
-        return outputs
-
-    def before_training_exp(self, strategy: SupervisedTemplate, **kwargs: Any) -> None:
-        """Begin a task, after Avalanche has adapted the model and the optimiser.
-
-        Args:
-            strategy: the strategy that trains.
-            **kwargs: unused.
-
-        Raises:
-            StateError: the plugin already serves another strategy.
-        """
-        if self._owner is not None and self._owner is not strategy:
-            raise StateError(
-                "this LDCPlugin already holds the tasks of another strategy: make one LDCPlugin "
-                "for each strategy"
-            )
-        self._owner = strategy
-        if self.landscape is None:
-            self.landscape = self._landscape_of(strategy)
-        boundary = boundary_of(strategy.experience, 1)
-        if boundary.first:
-            self.landscape.attach(strategy.model, strategy.optimizer)
-            self.landscape.begin_task(steps_of(strategy) if boundary.last else None)
-            self._seen = []
-        self._seen.append(strategy.experience.dataset.eval())
-
-    def _landscape_of(self, strategy: SupervisedTemplate) -> Landscape:
-        return Landscape(
-            strategy.model,
-            strategy.optimizer,
-            options=self.options,
-            forward=self._forward,
-        )
-
-    def after_update(self, strategy: SupervisedTemplate, **kwargs: Any) -> None:
-        """Count the optimiser's step; pull where one is due.
-
-        Args:
-            strategy: the strategy that trains.
-            **kwargs: unused.
-        """
-        assert self.landscape is not None
-        self.landscape.step(len(strategy.mb_y) * self.landscape.peers.size)
-
-    def after_training_exp(self, strategy: SupervisedTemplate, **kwargs: Any) -> None:
-        """End the task: centre, measure, merge.
-
-        Args:
-            strategy: the strategy that trains.
-            **kwargs: unused.
-        """
-        assert self.landscape is not None
-        if boundary_of(strategy.experience, len(self._seen)).last:
-            peers, generator = self.landscape.peers, self.landscape.generator
-            self.landscape.end_task(
-                random_batches(
-                    self._seen, self.options, generator, rank=peers.rank, size=peers.size
-                )
-                if self.options.source != "sgd"
-                else None
-            )
-            self._seen = []
-
-    def before_eval(self, strategy: SupervisedTemplate, **kwargs: Any) -> None:
-        """Show pulled weights to an evaluation in mid-task.
-
-        Args:
-            strategy: the strategy that evaluates.
-            **kwargs: unused.
-        """
-        if self.landscape is not None:
-            self._evaluation.enter_context(self.landscape.evaluating())
-
-    def after_eval(self, strategy: SupervisedTemplate, **kwargs: Any) -> None:
-        """Put the training's weights back, bit for bit.
-
-        Args:
-            strategy: the strategy that evaluates.
-            **kwargs: unused.
-        """
-        self._evaluation.close()
-
-    def bytes_held(self) -> int:
-        """Return the bytes kept between tasks, constant in their number.
-
-        Returns:
-            Bytes, without the model and its optimiser.
-        """
-        return 0 if self.landscape is None else self.landscape.bytes_held()
-
-    def describe(self) -> Description:
-        """Return how every parameter of the model is held; ``print`` shows a table.
-
-        Returns:
-            One line a parameter.
-
-        Raises:
-            StateError: no task has begun.
-        """
-        if self.landscape is None:
-            raise StateError("no task has begun: call describe() after the first train()")
-        return self.landscape.describe()
-
-
-def _steps(strategy: SupervisedTemplate) -> int | None:
-    """Return the task's number of steps, None where it may stop early or cannot be known."""
-    if any(type(plugin).__name__ == "EarlyStoppingPlugin" for plugin in strategy.plugins):
-        return None
-    try:
-        return len(strategy.dataloader) * int(strategy.train_epochs)
-    except (TypeError, AttributeError):
-        return None
 
 
 class LDC(SupervisedTemplate):
@@ -216,7 +46,7 @@ class LDC(SupervisedTemplate):
         plugins: further plugins; the caller's list is left as it is.
         evaluator: metrics and loggers.
         eval_every: as in every Avalanche strategy.
-        strength: field of ``LDCOptions``, as all down to ``seed``.
+        strength: field of ``LDCOptions``, as all down to ``on_budget``.
         interval: field of ``LDCOptions``.
         source: field of ``LDCOptions``.
         damping: field of ``LDCOptions``.
@@ -229,6 +59,9 @@ class LDC(SupervisedTemplate):
         basis: field of ``LDCOptions``.
         rank: field of ``LDCOptions``.
         seed: field of ``LDCOptions``.
+        per_task: field of ``LDCOptions``.
+        budget: field of ``LDCOptions``.
+        on_budget: field of ``LDCOptions``.
         ewc_lambda: of EWC; ignored, as the next three.
         mode: of EWC; ignored.
         decay_factor: of EWC; ignored.
@@ -266,6 +99,9 @@ class LDC(SupervisedTemplate):
         basis: BasisOption = _DEFAULT.basis,
         rank: int = _DEFAULT.rank,
         seed: int = _DEFAULT.seed,
+        per_task: bool = _DEFAULT.per_task,
+        budget: float | None = _DEFAULT.budget,
+        on_budget: OnBudget = _DEFAULT.on_budget,
         ewc_lambda: float | None = None,
         mode: str | None = None,
         decay_factor: float | None = None,
@@ -299,6 +135,9 @@ class LDC(SupervisedTemplate):
             basis=basis,
             rank=rank,
             seed=seed,
+            per_task=per_task,
+            budget=budget,
+            on_budget=on_budget,
         )
         super().__init__(
             model=model,

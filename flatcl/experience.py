@@ -59,15 +59,18 @@ def boundary_of(experience: Any, pieces: int) -> Boundary:
     return Boundary(True, True)
 
 
-def steps_of(strategy: SupervisedTemplate) -> int | None:
+def steps_of(strategy: SupervisedTemplate, options: LDCOptions) -> int | None:
     """Return the number of optimiser steps of the strategy's present experience.
 
     Args:
         strategy: the strategy that trains, before its training.
+        options: of LDC.
 
     Returns:
         Steps, None where it may stop early or they cannot be known.
     """
+    if options.budget is not None and options.on_budget == "stop":
+        return None
     if any(type(plugin).__name__ == "EarlyStoppingPlugin" for plugin in strategy.plugins):
         return None
     try:

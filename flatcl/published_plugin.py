@@ -5,14 +5,12 @@ from __future__ import annotations
 from dataclasses import fields
 from typing import Any
 
-from flatcl.avalanche import LDCPlugin
+from torch import nn
+from torch.optim import Optimizer
+
 from flatcl.errors import OptionError
-from flatcl.host import ensure_avalanche
+from flatcl.ldc_plugin import LDCPlugin
 from flatcl.published import PublishedLandscape, PublishedOptions
-
-ensure_avalanche()
-
-from avalanche.training.templates import SupervisedTemplate  # noqa: E402
 
 _OPTIONS = tuple(field.name for field in fields(PublishedOptions))
 
@@ -37,10 +35,10 @@ class PublishedLDCPlugin(LDCPlugin):
         super().__init__()
         self.options = self.published.of_landscape()
 
-    def _landscape_of(self, strategy: SupervisedTemplate) -> PublishedLandscape:
+    def _landscape(self, model: nn.Module, optimizer: Optimizer) -> PublishedLandscape:
         return PublishedLandscape(
-            strategy.model,
-            strategy.optimizer,
+            model,
+            optimizer,
             options=self.published,
             forward=self._forward,
         )

@@ -28,7 +28,7 @@ _OF_LDC = (
 )  # fmt: skip
 # Fields that say which runs there are, or in whose cell they are already.
 _NOT_OF_A_RUN = ("methods", "seeds", "seed", "jobs", "ewc_lambda")
-_LDC_CODE = ("avalanche.py", "core/*.py")
+_LDC_CODE = ("avalanche.py", "ldc_plugin.py", "experience.py", "core/*.py")
 _PUBLISHED_CODE = ("published/*.py", "published_plugin.py", "fluctuations/*.py")
 _RUN_CODE = (
     "cells.py", "data.py", "datasets.py", "evaluation.py", "feed.py", "footprint.py",

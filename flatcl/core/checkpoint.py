@@ -36,6 +36,19 @@ def encode_constraint(constraint: Constraint) -> State:
     return {"stiffness": constraint.stiffness, "anchor": constraint.anchor, **sides}
 
 
+def bytes_of(constraints: Mapping[str, Constraint]) -> int:
+    """Return the bytes of constraints' bases, stiffness and anchors.
+
+    Args:
+        constraints: by unit's name.
+
+    Returns:
+        Bytes.
+    """
+    tensors: list[Tensor] = [t for c in constraints.values() for t in encode_constraint(c).values()]
+    return sum(t.numel() * t.element_size() for t in tensors)
+
+
 def decode_constraint(state: Mapping[str, Tensor], name: str) -> Constraint:
     """Return what ``encode_constraint`` encoded.
 

@@ -86,6 +86,27 @@ class TaskEnd:
     scale: float | None
     generator: torch.Generator
 
+    def inputs(self) -> list[list[Tensor]]:
+        """Return the batches cut into the probe's chunks, on the model's device.
+
+        Returns:
+            Chunks; cutting them again changes nothing.
+
+        Raises:
+            StateError: no batches were given.
+        """
+        if self.batches is None:
+            raise StateError(
+                'source="probe" looks at some inputs of the task just learned: call '
+                "end_task(batches) with an iterable of them, for instance the task's loader"
+            )
+        return chunked(
+            self.batches,
+            inputs=self.options.probe_inputs,
+            size=self.options.probe_batch,
+            device=next(iter(self.parameters.values())).device,
+        )
+
 
 class Measurement(Protocol):
     """How a source measures one task's stiffness."""
@@ -171,6 +192,21 @@ def combined(
     return Constraint(basis, k, anchor.detach().to(wide, copy=True)), lost
 
 
+def own_constraint(name: str, found: Found, view: Tensor) -> Constraint:
+    """Return one task's constraint alone, anchored at the present weights.
+
+    Args:
+        name: of the unit.
+        found: the task's measurement.
+        view: W* of the unit, the weights at the task's end; copied.
+
+    Returns:
+        The constraint.
+    """
+    wide = torch.promote_types(view.dtype, torch.float32)
+    return Constraint(found.bases[name], found.stiffness[name], view.to(wide, copy=True))
+
+
 def _scale(end: TaskEnd, chunk: Sequence[Tensor]) -> float:
     """Return the unit fixed by the first task: it must not change as a head grows."""
     if end.scale is not None:
@@ -215,22 +251,8 @@ class ProbeMeasurement:
 
         Returns:
             Bases, stiffness and the scale in force.
-
-        Raises:
-            StateError: no batches were given.
         """
-        if end.batches is None:
-            raise StateError(
-                'source="probe" looks at some inputs of the task just learned: call '
-                "end_task(batches) with an iterable of them, for instance the task's loader"
-            )
-        device = next(iter(end.parameters.values())).device
-        chunks = chunked(
-            end.batches,
-            inputs=end.options.probe_inputs,
-            size=end.options.probe_batch,
-            device=device,
-        )
+        chunks = end.inputs()
         scale = _scale(end, chunks[0])
         inputs = sum(len(chunk[0]) for chunk in chunks)
         # Only matrices are perturbed: see probe_gradients.

@@ -11,6 +11,7 @@ from flatcl.errors import OptionError
 
 Source = Literal["probe", "fisher", "sgd"]
 Directions = Literal["fluctuation", "fisher", "random"]
+OnBudget = Literal["stop", "strengthen"]
 STIFFNESSES = ("variance", "equal", "isotropic", "shuffled", "flipped")
 
 SHARING = 0.5  # measured: benchmarks/DEFAULTS.md
@@ -53,6 +54,14 @@ class LDCOptions:
             that fits counts, "auto" where none does.
         rank: leading directions that a truncated side keeps.
         seed: of the probe's random directions and perturbations.
+        per_task: keep each task's own constraint beside the merged one, for ``forecast`` alone:
+            memory then grows with the number of tasks.
+        budget: what one task may add to the loss of each earlier one on average, nats; the merged
+            constraint's energy over their number is held against it, right after each pull. None
+            for no limit.
+        on_budget: once the budget is crossed, "stop" sets ``Landscape.over_budget``, which a
+            training loop should obey (Avalanche's does); "strengthen" raises γ for the rest of the
+            task until the energy falls below again, within a few pulls.
 
     Raises:
         OptionError: a value is out of its range.
@@ -71,11 +80,14 @@ class LDCOptions:
     basis: BasisOption = "auto"
     rank: int = 256
     seed: int = 0
+    per_task: bool = False
+    budget: float | None = None
+    on_budget: OnBudget = "stop"
 
     def __post_init__(self) -> None:
-        for name in ("strength", "width", "damping"):
+        for name in ("strength", "width", "damping", "budget"):
             value = getattr(self, name)
-            if value is None and name == "damping":
+            if value is None and name in {"damping", "budget"}:
                 continue
             if not isinstance(value, (int, float)) or not math.isfinite(value) or value < 0:
                 raise OptionError(f"{name} is {value!r}; it must be a finite number, 0 or more")
@@ -83,7 +95,11 @@ class LDCOptions:
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise OptionError(f"{name} is {value!r}; it must be a whole number, 1 or more")
-        for name, known in (("source", get_args(Source)), ("directions", get_args(Directions))):
+        for name, known in (
+            ("source", get_args(Source)),
+            ("directions", get_args(Directions)),
+            ("on_budget", get_args(OnBudget)),
+        ):
             if getattr(self, name) not in known:
                 raise OptionError(f"{name} is {getattr(self, name)!r}; choose one of {known}")
         if self.directions == "fisher" and self.source == "sgd":
@@ -97,6 +113,8 @@ class LDCOptions:
                 "P > 0"
             )
         object.__setattr__(self, "basis", checked(self.basis))
+        if self.budget == 0:
+            raise OptionError("budget is 0; give a positive number of nats, or None for no limit")
 
     def strength_over(self, tasks: int) -> float:
         """Return the weight of each task in a constraint that holds several, γ t^−SHARING.

@@ -153,6 +153,15 @@ class PullSchedule:
         """Whether there is anything to pull."""
         return bool(self.held) or self.network is not None
 
+    def strengthen_(self, factor: float) -> None:
+        """Multiply γ from the next pull on, which visits all tiers and chooses them anew.
+
+        Args:
+            factor: above 1.
+        """
+        self.strength *= factor
+        self.pulls = 0
+
     def marks(self) -> Marks:
         """Return what a pull changes beside the weights.
 
@@ -180,6 +189,7 @@ class PullSchedule:
             "travelled": [float(total) for total in self.travelled],
             "visited": [[float(total) for total in totals] for totals in self.visited],
             "pulls": self.pulls,
+            "strength": float(self.strength),
             "moved": sorted(moved if self.moved is None else self.moved),
             "units": {name: state.state_dict() for name, state in self.states.items()},
         }
@@ -210,3 +220,4 @@ class PullSchedule:
         self.states, self.moved = states, set(entry(state, "moved", "task"))
         self.travelled, *self.visited = [[float(t) for t in total] for total in totals]
         self.pulls = int(entry(state, "pulls", "task"))
+        self.strength = float(entry(state, "strength", "task"))

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from flatcl.core.budget import BudgetWatch
 from flatcl.core.centre import Centre
 from flatcl.core.constraint import Constraint
 from flatcl.core.layers import Unit
@@ -33,6 +34,7 @@ class RunningTask:
         metric: of the optimiser.
         options: of LDC.
         strength: γ of the constraints in this task.
+        earlier: number of the tasks that the constraints hold.
         steps: the task's number of steps, if known.
         network: a constraint on all parameters, or None.
     """
@@ -47,6 +49,7 @@ class RunningTask:
         options: LDCOptions,
         *,
         strength: float,
+        earlier: int,
         steps: int | None,
         network: NetworkConstraint | None = None,
     ) -> None:
@@ -57,6 +60,8 @@ class RunningTask:
         self.network = network
         if network is not None:
             network.begin_task(parameters, steps)
+        limit = None if options.budget is None else options.budget * earlier
+        self.budget = BudgetWatch(limit, options.on_budget)
         self.centre = Centre(model, parameters)
         self.start = [p.detach().clone() for p in parameters.values()]
         self.watching = options.source == "sgd" and options.strength > 0
@@ -82,6 +87,7 @@ class RunningTask:
         if self.steps_made % self.options.interval == 0:
             self.schedule.pull_(self.schedule.due())
             self._sample()
+            self.budget.check_(self.schedule)
 
     def settle_(self) -> None:
         """Pull a last time and set the model to the centre of its fluctuation."""
@@ -135,6 +141,7 @@ class RunningTask:
             "schedule": self.schedule.state_dict(),
             "centre": self.centre.state_dict(),
             "measurement": self.measurement.state_dict(),
+            "over_budget": self.budget.crossed,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -151,6 +158,7 @@ class RunningTask:
         self.centre.load_state_dict(entry(state, "centre", "task"))
         views = {unit.name: unit.gather(self.parameters).detach() for unit in self.units}
         self.measurement.load_state_dict(entry(state, "measurement", "task"), views)
+        self.budget.crossed = bool(entry(state, "over_budget", "task"))
 
     def _sample(self) -> None:
         if self.options.use_centre:

@@ -217,7 +217,7 @@ def test_heads_and_their_biases_are_pulled_in_the_optimisers_metric_after_growth
 
     class Reader(BasePlugin):
         def after_training_iteration(self, strategy, **kwargs):
-            task = strategy.ldc.landscape._task
+            task = strategy.ldc.landscape.task
             for unit in task.schedule.held:
                 if unit.name.startswith("head"):
                     view = unit.gather(task.parameters)
@@ -364,7 +364,7 @@ def test_early_stopping_and_composition_with_other_methods(source):
     plugin = LDCPlugin(source=source, interval=4)
     strategy = SupervisedTemplate(**settings(model, plugins=[stop, plugin]))
     plugin.before_training_exp(_just_before_training(strategy, benchmark))
-    assert plugin.landscape._task.measurement.__dict__.get("steps") is None
+    assert plugin.landscape.task.measurement.__dict__.get("steps") is None
 
 
 def _just_before_training(strategy, benchmark):

@@ -125,7 +125,7 @@ def test_between_the_pieces_of_a_task_that_comes_as_a_stream(tmp_path):
     run(build(interval=1), pieces[:6], path)
     resumed, start = maybe_load_checkpoint(build(interval=1), path)
     assert start == 6
-    assert resumed.ldc.landscape._task is not None
+    assert resumed.ldc.landscape.task is not None
     run(resumed, pieces[start:])
     assert whole.ldc.landscape.tasks_ended == 2
     assert_same(resumed, whole)

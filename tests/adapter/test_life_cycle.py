@@ -51,7 +51,7 @@ def test_the_pieces_of_a_told_stream_are_one_task(size, drop_last):
     seen = []
     for experience in pieces(stream(3), size, drop_last=drop_last):
         strategy.train(experience, eval_streams=[])
-        seen.append((plugin.landscape.tasks_ended, plugin.landscape._task is None))
+        seen.append((plugin.landscape.tasks_ended, plugin.landscape.task is None))
     whole = SAMPLES // size if drop_last else -(-SAMPLES // size)
     assert len(seen) == 3 * whole
     # A task ends with its last piece and not before.

@@ -94,7 +94,7 @@ class Run:
 
     def finish(self, until):
         """Go on from a state that may have been taken after a task's last step."""
-        if self.made % STEPS == 0 and self.landscape._task is not None:
+        if self.made % STEPS == 0 and self.landscape.task is not None:
             self.landscape.end_task([data(self.made // STEPS - 1)[0]])
         return self.run(until)
 
@@ -292,7 +292,7 @@ def test_a_learning_rate_in_a_tensor_counts():
         run.scheduler = torch.optim.lr_scheduler.ConstantLR(run.optimizer, 1.0)
         for _ in run.train(STEPS + 30):
             pass
-        runs.append(run.landscape._task.schedule)
+        runs.append(run.landscape.task.schedule)
     assert runs[0].pulls == runs[1].pulls > 1
     assert runs[0].since(0) == pytest.approx(runs[1].since(0))
 

@@ -1,0 +1,175 @@
+"""What a landscape holds of the tasks that have ended, on which model, and its state."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from flatcl.core.checkpoint import bytes_of
+from flatcl.core.constraint import Constraint
+from flatcl.core.describe import Description, describe
+from flatcl.core.distributed import Peers, unwrapped
+from flatcl.core.forecast import History
+from flatcl.core.gradients import Forward
+from flatcl.core.growth import Network
+from flatcl.core.layers import Unit, matrix_views, trained_parameters
+from flatcl.core.metric import StepMetric
+from flatcl.core.network import NetworkConstraint
+from flatcl.core.options import LDCOptions
+from flatcl.core.saved import State
+from flatcl.core.state import state_of, take_up
+from flatcl.core.task import RunningTask
+from flatcl.errors import StateError
+
+
+class Holdings:
+    """The constraints of a model's earlier tasks, and what is known of them.
+
+    ``Landscape`` adds the life of a task, and tells what the arguments are.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        *,
+        options: LDCOptions | None = None,
+        forward: Forward | None = None,
+        network: NetworkConstraint | None = None,
+    ) -> None:
+        self.options = options or LDCOptions()
+        self.forward: Forward = forward or self._of_inputs
+        self.network = network
+        self.metric = StepMetric(optimizer)
+        self.attach(model, optimizer)
+        self.constraints: dict[str, Constraint] = {}
+        self.tasks_ended = 0
+        self.probe_scale: float | None = None
+        self.generator = torch.Generator().manual_seed(self.options.seed)
+        self.history = History()
+        self.task: RunningTask | None = None
+        self._layout()
+
+    def attach(self, model: nn.Module, optimizer: Optimizer) -> None:
+        """Go on with another model or optimiser object, between tasks.
+
+        Args:
+            model: the network; parameters are known by their names. If it is wrapped in
+                ``DistributedDataParallel``, all its processes take part in ``end_task``.
+            optimizer: the one that trains it.
+        """
+        self.model, self.peers = unwrapped(model), Peers(model)
+        if self.metric.optimizer is not optimizer:
+            self.metric = StepMetric(optimizer)
+
+    def energy(self) -> Tensor:
+        """Return Σ ½ xᵀKx over all units, the predicted rise of the earlier tasks' loss.
+
+        Returns:
+            A scalar, nats, on the model's device.
+        """
+        total = self._present().energy(self.constraints)
+        return total if self.network is None else total + self.network.energy(self.parameters)
+
+    def bytes_held(self) -> int:
+        """Return the bytes kept between tasks; without ``per_task`` their number is no matter.
+
+        Returns:
+            Bytes of bases, stiffness and anchors, without the model and its optimiser.
+        """
+        held = [] if self.network is None else self.network.state_dict().values()
+        of_network = sum(t.numel() * t.element_size() for t in held if isinstance(t, Tensor))
+        return bytes_of(self.constraints) + self.history.bytes_held() + of_network
+
+    def describe(self) -> Description:
+        """Return how every parameter is held, or why it is not; ``print`` shows a table.
+
+        Returns:
+            One line a parameter, with the bytes held after a task; before one, those to come.
+        """
+        return describe(self.model, matrix_views(self.model), self.constraints, self.options)
+
+    def state_dict(self) -> State:
+        """Return all that is held, a running task's progress included, for ``torch.save``.
+
+        With the states of the model, the optimiser and its scheduler, taken after the same
+        ``step``, training goes on bit for bit.
+
+        Returns:
+            Tensors, numbers, strings, lists, None and dicts keyed by parameter name. Later steps
+            do not change it: constraints are never written to, the rest is copied. A running task
+            under a network constraint is a StateError: save between tasks.
+        """
+        return state_of(self)
+
+    def load_state_dict(self, state: State) -> None:
+        """Take up a saved state; the model must have the parameters that it names.
+
+        If a task was running, it goes on: call ``step`` next, not ``begin_task``. Options that
+        differ from this landscape's are named in a warning; this landscape's count.
+
+        Args:
+            state: from ``state_dict``.
+
+        Raises:
+            StateError: a task is running, the version is unknown, a parameter is missing, a
+                shape does not fit, or only one of the two has a network constraint; nothing is
+                changed then.
+        """
+        if self.task is not None:
+            raise StateError("a task is running: load a state between tasks")
+        self._layout()
+        take_up(self, state)
+
+    def views(self) -> dict[str, Tensor]:
+        """Return the weights as the constraints see them.
+
+        Returns:
+            Each unit's view by its name, w.
+        """
+        return {unit.name: unit.gather(self.parameters).detach() for unit in self._units}
+
+    def begun(
+        self, constraints: Mapping[str, Constraint], tasks_ended: int, steps: int | None
+    ) -> RunningTask:
+        """Return a task that begins at the present weights.
+
+        Args:
+            constraints: of the tasks before it, by unit's name.
+            tasks_ended: their number.
+            steps: the task's length, if known.
+
+        Returns:
+            The task.
+        """
+        return RunningTask(
+            self.model,
+            self._units,
+            self.parameters,
+            constraints,
+            self.metric,
+            self.options,
+            strength=self.options.strength_over(tasks_ended),
+            earlier=tasks_ended,
+            steps=steps,
+            network=self.network,
+        )
+
+    def _of_inputs(self, batch: Sequence[Tensor]) -> Tensor:
+        outputs: Tensor = self.model(batch[0])
+        return outputs
+
+    def _layout(self) -> None:
+        self._units: list[Unit] = matrix_views(self.model)
+        self.parameters = trained_parameters(self.model)
+        self._device = next(iter(self.parameters.values())).device
+        for unit in self._units:
+            if (held := self.constraints.get(unit.name)) is not None:
+                weight = unit.gather(self.parameters).detach()
+                self.constraints[unit.name] = held.to(weight.device).grown_to(weight)
+
+    def _present(self) -> Network:
+        return Network(self.model, self._units, self.parameters, self.forward)

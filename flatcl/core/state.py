@@ -1,0 +1,82 @@
+"""A landscape's whole state as plain tensors, numbers, strings and dicts, and back."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+from flatcl.core.checkpoint import (
+    VERSION,
+    decode_constraints,
+    encode_constraint,
+    generator_from,
+    warn_of_changes,
+)
+from flatcl.core.forecast import History
+from flatcl.core.saved import State, entry
+from flatcl.errors import StateError
+
+if TYPE_CHECKING:
+    from flatcl.core.holdings import Holdings
+
+
+def state_of(landscape: Holdings) -> State:
+    """Return all that a landscape holds, a running task's progress included.
+
+    Args:
+        landscape: any.
+
+    Returns:
+        Plain state; see ``Landscape.state_dict``.
+
+    Raises:
+        StateError: a task is running under a network constraint.
+    """
+    network, task = landscape.network, landscape.task
+    if task is not None and network is not None:
+        raise StateError("a network constraint is saved between tasks only: end the task first")
+    return {
+        "version": VERSION,
+        "options": asdict(landscape.options),
+        "tasks_ended": landscape.tasks_ended,
+        "probe_scale": landscape.probe_scale,
+        "generator": landscape.generator.get_state(),
+        "constraints": {n: encode_constraint(c) for n, c in landscape.constraints.items()},
+        "history": landscape.history.state_dict(),
+        **({} if network is None else {"network": network.state_dict()}),
+        "task": None if task is None else task.state_dict(),
+    }
+
+
+def take_up(landscape: Holdings, state: State) -> None:
+    """Set a landscape to a saved state, or raise and change nothing.
+
+    Args:
+        landscape: between tasks, its layout that of the model.
+        state: from ``state_of``.
+
+    Raises:
+        StateError: the state does not fit; see ``Landscape.load_state_dict``.
+    """
+    views = landscape.views()
+    constraints = decode_constraints(state, views)
+    network = landscape.network
+    if (network is None) == ("network" in state):
+        raise StateError(
+            "the saved state and this landscape differ in having a network constraint: make "
+            "the landscape as the one that was saved"
+        )
+    tasks_ended, scale = (entry(state, k, "landscape") for k in ("tasks_ended", "probe_scale"))
+    generator = generator_from(entry(state, "generator", "landscape"))
+    history = History.from_state(state.get("history"), views)
+    task, running = None, state.get("task")
+    if running is not None:
+        task = landscape.begun(constraints, tasks_ended, entry(running, "steps", "task"))
+        task.load_state_dict(running)
+    options = entry(state, "options", "landscape")
+    if network is not None:
+        network.load_state_dict(state["network"], landscape.parameters)
+    warn_of_changes(options, asdict(landscape.options))
+    landscape.constraints, landscape.history = constraints, history
+    landscape.generator, landscape.task = generator, task
+    landscape.tasks_ended, landscape.probe_scale = tasks_ended, scale
