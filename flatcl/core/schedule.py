@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -53,12 +52,14 @@ class PullSchedule:
         self.pulls = 0
         self.states = {unit.name: PullState() for unit in self.held}
         self.narrow = {unit.name for unit in self.held if is_narrow(unit, parameters)}
-        # Parameters that the latest step moved, of a task taken up before its next step.
+        # Parameters that the optimiser moves, by the gradients last seen: these may be cleared by
+        # the time that a task ends.
         self.moved: set[str] | None = None
 
     def count(self) -> None:
         """Count one step of the optimiser, at its present learning rates."""
-        self.moved = None
+        if self.moved is None:
+            self.moved = self._with_gradient()
         for i, rate in enumerate(self.metric.rates()):
             self.travelled[i] += rate
 
@@ -82,31 +83,33 @@ class PullSchedule:
         return next((j for j in range(TIERS) if self.pulls % 2**j), TIERS)
 
     @torch.no_grad()
-    def pull_(self, tiers: int) -> None:
+    def pull_(self, tiers: int) -> bool:
         """Pull every held unit, in place; tiers left out gather their steps.
 
         Args:
             tiers: how many to visit, from the quickest.
+
+        Returns:
+            False if there were steps and units to pull, and the optimiser moved none of them.
         """
         waited = [self.since(tier) for tier in range(tiers)]
         travelled = waited[0] if any(waited[0]) else waited[-1]
         whole = sum(travelled)
         if whole == 0:
-            return
+            return True
+        self.moved = self._with_gradient() or self.moved
         shares = [sum(steps) / whole for steps in waited]
         shared: dict[str, Metric | None] = {}
         pulled = [self._pull_unit_(unit, travelled, shares, shared) for unit in self.held]
-        if self.held and not any(pulled):
-            warnings.warn(
-                "nothing was pulled: no parameter of the earlier tasks has a gradient; call step() "
-                "right after the optimiser's, before zero_grad()",
-                stacklevel=4,
-            )
         if self.network is not None and any(waited[0]):
             self._pull_network_(self.network, waited[0])
         self.pulls += 1
         for tier in range(tiers):
             self.visited[tier] = list(self.travelled)
+        return any(pulled) or not pulled
+
+    def _with_gradient(self) -> set[str]:
+        return {name for name, p in self.parameters.items() if p.grad is not None}
 
     def _pull_unit_(
         self,
@@ -184,13 +187,12 @@ class PullSchedule:
         Returns:
             Plain state, copied.
         """
-        moved = {name for name, p in self.parameters.items() if p.grad is not None}
         return {
             "travelled": [float(total) for total in self.travelled],
             "visited": [[float(total) for total in totals] for totals in self.visited],
             "pulls": self.pulls,
             "strength": float(self.strength),
-            "moved": sorted(moved if self.moved is None else self.moved),
+            "moved": sorted(self._with_gradient() or self.moved or ()),
             "units": {name: state.state_dict() for name, state in self.states.items()},
         }
 

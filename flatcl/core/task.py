@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -85,7 +86,12 @@ class RunningTask:
         if self.network is not None:
             self.network.watch(self.steps_made, self.parameters)
         if self.steps_made % self.options.interval == 0:
-            self.schedule.pull_(self.schedule.due())
+            if not self.schedule.pull_(self.schedule.due()):
+                warnings.warn(
+                    "nothing was pulled: no parameter of the earlier tasks has a gradient; call "
+                    "step() right after the optimiser's, before zero_grad()",
+                    stacklevel=3,
+                )
             self._sample()
             self.budget.check_(self.schedule)
 

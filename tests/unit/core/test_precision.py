@@ -282,3 +282,24 @@ def test_gradients_cleared_too_early_are_named():
         landscape.step()
     with pytest.warns(UserWarning, match="before zero_grad"):
         landscape.step()
+
+
+def test_gradients_cleared_before_a_task_s_end_do_not_cost_its_last_pull():
+    results = []
+    for clear in (False, True):
+        model = network()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+        landscape = Landscape(model, optimizer, options=LDCOptions(interval=7))
+        train(model, optimizer, landscape, tasks=1)
+        landscape.begin_task()
+        x, y = data(1)
+        for step in range(5):
+            chosen = slice(step * BATCH, (step + 1) * BATCH)
+            F.cross_entropy(model(x[chosen]), y[chosen]).backward()
+            optimizer.step()
+            landscape.step(BATCH)
+            if clear or step < 4:
+                optimizer.zero_grad()
+        landscape.end_task([x])
+        results.append(weights(model))
+    assert torch.equal(*results)
