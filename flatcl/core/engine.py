@@ -193,6 +193,7 @@ class Landscape(Holdings):
             if self.network is not None:
                 self.network.end_task(end)
             if self.options.strength > 0:
+                network = replace(self._present(), forward=end.forward)
                 self.probe_scale = record_(
-                    self.constraints, self.history, self._present(), measurement, end, self.peers
+                    self.constraints, self.history, network, measurement, end, self.peers
                 )

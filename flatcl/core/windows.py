@@ -12,7 +12,7 @@ from flatcl.core.constraint import Constraint
 from flatcl.core.eigenbasis import KroneckerBasis
 from flatcl.core.gradients import training_gradients
 from flatcl.core.layers import Unit
-from flatcl.core.measure import Found, TaskEnd, merged_basis, side_moments
+from flatcl.core.measure import Found, TaskEnd
 from flatcl.core.moments import EigenMoments, KroneckerMoments
 from flatcl.core.options import LDCOptions
 from flatcl.core.precision import full_precision
@@ -24,6 +24,7 @@ from flatcl.core.saved import (
     encode_sides,
     entry,
 )
+from flatcl.core.shared_basis import merged_basis, side_moments
 from flatcl.core.stiffness import damp, stiffness_from_training
 from flatcl.errors import StateError
 

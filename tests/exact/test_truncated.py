@@ -8,10 +8,10 @@ import torch
 from flatcl.core.choice import Ranks
 from flatcl.core.constraint import Constraint
 from flatcl.core.eigenbasis import KroneckerBasis, eigenvectors
-from flatcl.core.measure import merged_basis
 from flatcl.core.merge import merge, spectrum_in
 from flatcl.core.moments import EigenMoments, KroneckerMoments, OuterProduct
 from flatcl.core.pull import TIERS, PullState, by_falling_stiffness, correction, pull_reference
+from flatcl.core.shared_basis import merged_basis
 from flatcl.core.sketch import RowSketch
 from flatcl.core.stiffness import damp, stiffness_from_probe, stiffness_from_training
 from flatcl.errors import NonFiniteError, StateError
