@@ -72,6 +72,10 @@ def comparisons() -> dict[str, CompareOptions]:
             found[f"{stream}-{optimizer}"] = stream_options(stream, optimizer, methods=_ALL)
     found["hsu-mnist-domain"] = CompareOptions(scenario="split-domain", **_HSU)
     found["hsu-mnist-class"] = CompareOptions(scenario="split-class", **_HSU)
+    for data in ("mnist", "fashion"):
+        for kind in ("domain", "class"):
+            ten: dict[str, Any] = {**_HSU, "data": data, "methods": ("ldc",), "seeds": 10}
+            found[f"hsu-{data}-{kind}-ten-seeds"] = CompareOptions(scenario=f"split-{kind}", **ten)
     found["permuted-mnist-5"] = CompareOptions(methods=_ALL, **_PERMUTED_5)
     for name, change in sensitivity().items():
         found[name] = CompareOptions(methods=("ldc",), **{**_PERMUTED_5, **change})
