@@ -14,6 +14,29 @@ from flatcl.core import frame
 from flatcl.errors import NonFiniteError
 
 
+def decomposed(symmetric: Tensor) -> tuple[Tensor, Tensor]:
+    """Return eigenvalues, rising, and eigenvectors, whatever zeros the matrix has.
+
+    In float32 the libraries' divide and conquer can fail, or return NaN without a word, where many
+    rows are zero: inputs never seen, such as the outer places of a kernel on small images. float64
+    does not; it is taken only then.
+
+    Args:
+        symmetric: [d, d], finite.
+
+    Returns:
+        Values [d] and orthonormal columns [d, d], in the dtype of ``symmetric``.
+    """
+    try:
+        values, vectors = torch.linalg.eigh(symmetric)
+        if bool(torch.isfinite(vectors).all()):
+            return values, vectors
+    except torch.linalg.LinAlgError:
+        pass
+    values, vectors = torch.linalg.eigh(symmetric.double())
+    return values.to(symmetric.dtype), vectors.to(symmetric.dtype)
+
+
 def eigenvectors(matrix: Tensor) -> Tensor:
     """Return the eigenvectors of a symmetric matrix as columns, by falling eigenvalue.
 
@@ -37,7 +60,7 @@ def eigenvectors(matrix: Tensor) -> Tensor:
             "a second moment of the gradients is not finite: lower the learning rate or check "
             "the inputs"
         )
-    vectors: Tensor = torch.linalg.eigh(symmetric).eigenvectors.flip(1).to(matrix.dtype)
+    vectors = decomposed(symmetric)[1].flip(1).to(matrix.dtype)
     peaks = vectors.gather(0, vectors.abs().argmax(0, keepdim=True))
     return vectors.mul_(torch.where(peaks < 0, -1.0, 1.0).to(vectors)).contiguous()
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from flatcl.core import frame
 from flatcl.core.choice import COMPLETE, Ranks
-from flatcl.core.eigenbasis import KroneckerBasis
+from flatcl.core.eigenbasis import KroneckerBasis, decomposed
 from flatcl.core.sketch import RowSketch
 from flatcl.errors import StateError
 
@@ -65,7 +65,7 @@ def _add_(S: SideMoment, X: Tensor, weights: Tensor | None, factor: float) -> No
     if weights is not None and weights.ndim == 1:
         rows = X * weights.sqrt()[:, None]
     elif weights is not None:
-        values, vectors = torch.linalg.eigh(weights)
+        values, vectors = decomposed(weights)
         rows = (vectors * values.clamp_min(0.0).sqrt()).T @ X
     S.add(rows * factor**0.5)
 

@@ -51,6 +51,23 @@ def test_eigenvectors_have_fixed_signs_and_refuse_nan(generator):
         eigenvectors(A)
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_eigenvectors_where_most_inputs_were_never_seen(seed):
+    # The moment of a 3×3 kernel's inputs on images of one pixel: its other places see the border.
+    # On some builds of torch, eigh fails on such matrices in float32 or gives NaN.
+    g = torch.Generator().manual_seed(seed)
+    X = torch.zeros(64, 288)
+    X[:, 4::9] = torch.randn(64, 32, generator=g) * torch.rand(32, generator=g) ** 3
+    S = X.T @ X
+    V = eigenvectors(S)
+    assert V.dtype == torch.float32
+    torch.testing.assert_close(V.T @ V, torch.eye(288), rtol=0, atol=1e-5)
+    values = (V.T.double() @ S.double() @ V.double()).diagonal()
+    assert (values.diff() <= 1e-4).all()
+    dense = torch.linalg.eigvalsh(S.double()).flip(0)
+    torch.testing.assert_close(values, dense, rtol=1e-5, atol=1e-4)
+
+
 def test_matrix_normal_moments_factorise(generator):
     U, V = (
         m @ m.T + torch.eye(len(m), dtype=torch.float64)
