@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import time
 import traceback
 from collections.abc import Callable, Iterable, Sequence
@@ -90,6 +91,7 @@ def run_cell(options: CompareOptions, cell: Cell, own: Own | None = None) -> Rec
         torch.set_num_threads(options.threads)
         try:
             run.train()
+            held = bytes_held(run.strategy)
         except NonFiniteError as error:
             return Record(cell, "diverged", run.accuracy, run.seconds, None, str(error))
         except FlatclError:
@@ -98,7 +100,11 @@ def run_cell(options: CompareOptions, cell: Cell, own: Own | None = None) -> Rec
             return Record(cell, "failed", [], run.seconds, None, traceback.format_exc())
         finally:
             torch.set_num_threads(threads)
-    return Record(cell, "done", run.accuracy, run.seconds, bytes_held(run.strategy))
+            run.strategy = None
+            # Strategies and their plugins refer to each other: without this a process that makes
+            # many runs keeps the images of all of them.
+            gc.collect()
+    return Record(cell, "done", run.accuracy, run.seconds, held)
 
 
 def check(options: CompareOptions) -> None:
