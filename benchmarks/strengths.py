@@ -9,6 +9,7 @@ made only by the very code that is installed, with ``--keep`` by earlier code to
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import math
 from collections.abc import Iterator
@@ -92,6 +93,7 @@ def _fill(run: Run, keep: bool) -> None:
     options, cell = options_of(run), _cell(run)
     if load(RESULTS, options, cell, any_code=keep) is None:
         save(RESULTS, options, run_cell(options, cell))
+        gc.collect()  # a strategy refers to itself: without this each run leaves its images behind
 
 
 def _key(cell: object, config: object) -> str:
