@@ -258,8 +258,8 @@ def _panel(axes: Axes, curve: Curve) -> None:
         )  # fmt: skip
     means = [level + fmean(pairs) for pairs in differences.values()]
     axes.plot(list(differences), means, color=_LINE, linewidth=1.8, marker="o", markersize=3.5)
-    axes.plot(best, top, linestyle="", marker="*", color=_BEST, markersize=10, zorder=5)
-    axes.plot(curve.default, level, marker="D", color=_DEFAULT, markersize=6, zorder=4)
+    axes.plot(best, top, linestyle="", marker="*", color=_BEST, markersize=7, zorder=5)
+    axes.plot(curve.default, level, marker="D", color=_DEFAULT, markersize=9, zorder=4)
 
 
 def plot_curves(curves: Sequence[Curve]) -> Figure:
@@ -286,8 +286,8 @@ def plot_curves(curves: Sequence[Curve]) -> Figure:
     keys = [
         Line2D([], [], color=_LINE, marker="o", markersize=3.5, label="mean over repeats"),
         Line2D([], [], color=_RUN, linewidth=0.9, marker="o", markersize=2, label="one repeat"),
-        Line2D([], [], color=_DEFAULT, linestyle=":", marker="D", label="the default"),
-        Line2D([], [], color=_BEST, linestyle="", marker="*", markersize=10, label="best strength"),
+        Line2D([], [], color=_DEFAULT, linestyle=":", marker="D", markersize=9, label="the default"),
+        Line2D([], [], color=_BEST, linestyle="", marker="*", markersize=7, label="best strength"),
         Patch(color=_BAND, alpha=0.22, label="target, below the best"),
     ]
     figure.legend(handles=keys, loc="outside lower center", ncols=len(keys), fontsize=9)
