@@ -18,7 +18,7 @@ from unittest.mock import patch
 
 from joblib import Parallel, delayed
 
-from benchmarks.streams import LONG, SHORT, stream_options, stream_outputs
+from benchmarks.streams import SHORT, stream_options, stream_outputs
 from flatcl.cells import run_cell
 from flatcl.core.options import SHARING
 from flatcl.io import write_bytes
@@ -29,6 +29,7 @@ from flatcl.tables import markdown_table
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "defaults"
+STREAMS = (*SHORT, "permuted-mnist-10")
 CELL = Cell("ldc", None, TUNING_SEED, "val")
 
 # By √5: the stiffness of a ten-output head and of a two-output one differ by 5^(2·unit) at a unit
@@ -65,7 +66,7 @@ def grid() -> Iterator[tuple[CompareOptions, float]]:
                 yield stream_options(stream, optimizer, offset=offset, **CANDIDATES[0]), SHARING
     shared = [({**_BASE, "strength": strength}, exponent) for exponent, strength in SHARINGS]
     for candidate, exponent in [*((c, SHARING) for c in CANDIDATES), *shared]:
-        for stream in (*SHORT, *LONG):
+        for stream in STREAMS:
             for optimizer in ("sgd", "adam"):
                 yield stream_options(stream, optimizer, **candidate), exponent
 
@@ -88,7 +89,7 @@ def render() -> str:
         Markdown; ACC in percent on validation images, SGD / Adam, then the mean over streams.
     """
     found: dict[str, dict[str, dict[str, float]]] = defaultdict(lambda: defaultdict(dict))
-    names = {_key(vars(stream_options(n, "sgd"))): n for n in (*SHORT, *LONG)}
+    names = {_key(vars(stream_options(n, "sgd"))): n for n in STREAMS}
     exponents = (SHARING, *(exponent for exponent, _ in SHARINGS))
     for exponent, path in [(e, p) for e in exponents for p in _folder(e).glob("runs/*.json")]:
         record = json.loads(path.read_text(encoding="utf-8"))
@@ -96,24 +97,23 @@ def render() -> str:
         row = _row(config, exponent)
         acc = 100 * scores(record["accuracy"]).acc if record["status"] == "done" else float("nan")
         found[row][names[_key(config)]][config["optimizer"]] = acc
-    streams = [*SHORT, *LONG]
     for unit, ten, two in UNITS:
         sources = (found[_at(STRENGTHS[ten])], found[_at(STRENGTHS[two])])
         strength = STRENGTHS[ten] * 10 ** (2 * unit - 1.5)
         found[f"unit C^-{unit:g}, strength {strength:.3g}: read off"] = {
-            s: sources[stream_outputs(s) == 2][s] for s in streams
+            s: sources[stream_outputs(s) == 2][s] for s in STREAMS
         }
     rows = []
     for row, cells in sorted(found.items()):
         shown = [
             " / ".join(f"{cells[s][o]:.1f}" if o in cells[s] else "–" for o in ("sgd", "adam"))
-            for s in streams
+            for s in STREAMS
         ]
-        both = [[cells[s][o] for s in streams if o in cells[s]] for o in ("sgd", "adam")]
-        whole = all(len(values) == len(streams) for values in both)
+        both = [[cells[s][o] for s in STREAMS if o in cells[s]] for o in ("sgd", "adam")]
+        whole = all(len(values) == len(STREAMS) for values in both)
         means = " / ".join(f"{sum(v) / len(v):.2f}" for v in both) if whole else "–"
         rows.append([row, *shown, means])
-    return markdown_table(["candidate", *streams, "mean"], rows)
+    return markdown_table(["candidate", *STREAMS, "mean"], rows)
 
 
 def _at(strength: float) -> str:

@@ -1,4 +1,4 @@
-"""The streams that defaults are chosen on and that the short table reports."""
+"""The streams that defaults are chosen on, that the short table reports, and longer ones."""
 
 from __future__ import annotations
 
@@ -17,14 +17,16 @@ _SHORT: dict[str, dict[str, Any]] = {
     "split-mnist-class": {"data": "mnist", "scenario": "split-class"},
     "split-fashion-class": {"data": "fashion", "scenario": "split-class"},
 }
-LONG = {
+LONG: dict[str, dict[str, Any]] = {
     "permuted-mnist-10": {
         "data": "mnist",
         "scenario": "permuted",
         "tasks": 10,
         "epochs": 3,
         "train_size": 12000,
-    }
+    },
+    "permuted-mnist-20": {"data": "mnist", "scenario": "permuted", "tasks": 20, "epochs": 3},
+    "rotated-mnist-15": {"data": "mnist", "scenario": "rotated", "tasks": 15, "max_angle": 162.0},
 }
 SHORT = tuple(_SHORT)
 RATES = {"sgd": 0.05, "adam": 1e-3}

@@ -1,0 +1,160 @@
+"""One default on twelve streams: LDC's accuracy at nine strengths over six decades.
+
+``python -m benchmarks.strengths`` makes the runs that are missing under
+``benchmarks/results/strengths`` and renders ``benchmarks/STRENGTHS.md`` and ``docs/strengths.png``
+from those that are there; ``--streams`` makes only those named, ``--render`` none. A run counts as
+made only by the very code that is installed, with ``--keep`` by earlier code too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from joblib import Parallel, delayed
+
+from benchmarks.streams import LONG, SHORT, stream_options
+from benchmarks.strengths_report import Curve, plot_curves, text_of
+from flatcl.cells import run_cell
+from flatcl.core.options import LDCOptions
+from flatcl.io import write_bytes
+from flatcl.options import names
+from flatcl.plots import png
+from flatcl.protocol import CompareOptions
+from flatcl.records import Cell, identity, load, save
+from flatcl.scores import scores
+
+HERE = Path(__file__).parent
+RESULTS = HERE / "results" / "strengths"
+STREAMS = (*SHORT, *LONG)
+DEFAULT = LDCOptions().strength
+STRENGTHS = (3.5e-3, 3.5e-2, 0.35, 1.1, DEFAULT, 11.0, 35.0, 350.0, 3500.0)
+# Of long streams only these are run, the default on every seed and the others on the first.
+LONG_STRENGTHS = (0.35, 1.1, DEFAULT, 11.0, 35.0)
+SEEDS = 3
+
+
+class Run(NamedTuple):
+    """One run of the grid."""
+
+    stream: str
+    strength: float
+    seed: int
+
+
+def grid(streams: tuple[str, ...] = STREAMS) -> Iterator[Run]:
+    """Yield every run, in an order in which a grid cut short still tells most.
+
+    Args:
+        streams: of ``STREAMS``.
+
+    Yields:
+        The first seed of every stream, then the other seeds near the default, then far from it.
+    """
+    runs = [
+        Run(stream, strength, seed)
+        for stream in streams
+        for strength in (LONG_STRENGTHS if stream in LONG else STRENGTHS)
+        for seed in range(SEEDS if stream in SHORT or strength == DEFAULT else 1)
+    ]
+    yield from sorted(runs, key=_rank)
+
+
+def _rank(run: Run) -> tuple[float, ...]:
+    far = run.seed > 0 and run.strength not in LONG_STRENGTHS
+    distance = abs(math.log(run.strength / DEFAULT))
+    return far, run.seed, run.stream in LONG, distance, STREAMS.index(run.stream)
+
+
+def options_of(run: Run) -> CompareOptions:
+    """Return the options of one run; at the default no strength is given.
+
+    Args:
+        run: of ``grid``.
+
+    Returns:
+        Plain SGD on the named stream.
+    """
+    change = {} if run.strength == DEFAULT else {"strength": run.strength}
+    return stream_options(run.stream, "sgd", methods=("ldc",), seeds=SEEDS, **change)
+
+
+def _cell(run: Run) -> Cell:
+    return Cell("ldc", None, run.seed, "test")
+
+
+def _fill(run: Run, keep: bool) -> None:
+    options, cell = options_of(run), _cell(run)
+    if load(RESULTS, options, cell, any_code=keep) is None:
+        save(RESULTS, options, run_cell(options, cell))
+        gc.collect()  # a strategy refers to itself: without this each run leaves its images behind
+
+
+def _key(cell: object, config: object) -> str:
+    return json.dumps([cell, config], sort_keys=True)
+
+
+def _recorded() -> dict[str, list[dict[str, Any]]]:
+    """Return the records on the disk by what was run, whichever code ran it."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for path in sorted(RESULTS.glob("runs/*.json")):
+        content = json.loads(path.read_text(encoding="utf-8"))
+        found.setdefault(_key(content["cell"], content["config"]), []).append(content)
+    return found
+
+
+def curves() -> list[Curve]:
+    """Return what the records on the disk say of every stream.
+
+    Returns:
+        One curve a stream, in the order of ``STREAMS``; runs that are not recorded are left out.
+    """
+    recorded = _recorded()
+    found = {
+        name: Curve(name, LONG_STRENGTHS if name in LONG else STRENGTHS, DEFAULT)
+        for name in STREAMS
+    }
+    for run in grid():
+        wanted = identity(options_of(run), _cell(run))
+        made = recorded.get(_key(asdict(_cell(run)), wanted["config"]), [])
+        curve = found[run.stream]
+        curve.planned += 1
+        if not made:
+            continue
+        # A run by the present code counts before any other.
+        content = max(made, key=lambda one: one["code"] == wanted["code"])
+        done = content["status"] == "done"
+        acc = 100 * scores(content["accuracy"]).acc if done else None
+        curve.acc.setdefault(run.strength, {})[run.seed] = acc
+        curve.seconds += sum(content["seconds"])
+    return list(found.values())
+
+
+def main() -> None:
+    """Run what is missing, then write the tables and the figure."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--render", action="store_true", help="only render, run nothing")
+    parser.add_argument("--jobs", type=int, default=2, help="runs at the same time")
+    parser.add_argument("--streams", type=names, default=STREAMS, help="comma-separated")
+    parser.add_argument("--keep", action="store_true", help="take runs that earlier code made")
+    chosen = parser.parse_args()
+    strange = [name for name in chosen.streams if name not in STREAMS]
+    if strange:
+        parser.error(f"there is no stream {strange[0]!r}; choose from {', '.join(STREAMS)}")
+    if not chosen.render:
+        Parallel(n_jobs=chosen.jobs, batch_size=1, verbose=5)(
+            delayed(_fill)(run, chosen.keep) for run in grid(tuple(chosen.streams))
+        )
+    found = curves()
+    write_bytes(HERE / "STRENGTHS.md", text_of(found).encode())
+    write_bytes(HERE.parent / "docs" / "strengths.png", png(plot_curves(found)))
+
+
+if __name__ == "__main__":
+    main()
