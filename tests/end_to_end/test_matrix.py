@@ -6,11 +6,9 @@ them all is ``benchmarks/MATRIX.md``, made by ``python -m benchmarks.matrix`` fr
 
 from __future__ import annotations
 
-
 import pytest
 
 from benchmarks.matrix import CELLS, Cell, failures, measure
-
 
 QUICK = {
     Cell("mlp", "growing head", "Adam"),
