@@ -286,7 +286,9 @@ def plot_curves(curves: Sequence[Curve]) -> Figure:
     keys = [
         Line2D([], [], color=_LINE, marker="o", markersize=3.5, label="mean over repeats"),
         Line2D([], [], color=_RUN, linewidth=0.9, marker="o", markersize=2, label="one repeat"),
-        Line2D([], [], color=_DEFAULT, linestyle=":", marker="D", markersize=9, label="the default"),
+        Line2D(
+            [], [], color=_DEFAULT, linestyle=":", marker="D", markersize=9, label="the default"
+        ),
         Line2D([], [], color=_BEST, linestyle="", marker="*", markersize=7, label="best strength"),
         Patch(color=_BAND, alpha=0.22, label="target, below the best"),
     ]
