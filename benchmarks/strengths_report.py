@@ -44,7 +44,8 @@ streams, never more than {class_target:g} on class-incremental ones.
 
 Ten permuted tasks of 12,000 images and twenty of 6000, three epochs each; fifteen tasks of 6000
 rotated up to 162°, two epochs. To spare time there are here two decades of strength in place of
-six, and one repeat is planned in place of three but for the default: a departure. "repeats" has those made.
+six, and one repeat is planned in place of three but for the default: a departure. The column
+"repeats" has those made.
 
 {long}
 {missing}
