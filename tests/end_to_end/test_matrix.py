@@ -17,11 +17,44 @@ QUICK = {
     Cell("vit", "single head", "AdamW"),
     Cell("lstm", "multi-head", "Adam"),
 }
+# Nothing holds the new outputs: they outvote the old ones, and both methods end near 0 percent.
+FAILING = {Cell("vit", "growing head", "SGD"), Cell("vit", "growing head", "Adam")}
+
+
+def marks(cell):
+    return () if cell in QUICK else pytest.mark.slow
+
+
+@pytest.mark.parametrize("cell", [pytest.param(c, id=str(c), marks=marks(c)) for c in CELLS])
+def test_cell(cell, request):
+    found = measure(cell)
+    assert found["restored"]
+    if cell in FAILING:  # only the verdict may fail, and must
+        request.applymarker(pytest.mark.xfail(strict=True))
+    assert failures(found) == []
+
+
+def row(naive, ldc, restored):
+    """Figures of a cell: of each method, accuracy and loss of task 1, then accuracy of task 2."""
+
+    def method(accuracy, loss, second):
+        both = [{"accuracy": accuracy, "loss": loss}, {"accuracy": second, "loss": 0.2}]
+        return {"first": {"accuracy": 95.0, "loss": 0.28}, "both": both}
+
+    return {"naive": method(*naive), "ldc": method(*ldc), "restored": restored}
 
 
 @pytest.mark.parametrize(
-    "cell",
-    [pytest.param(c, id=str(c), marks=() if c in QUICK else pytest.mark.slow) for c in CELLS],
+    ("changed", "reasons"),
+    [
+        ({}, []),
+        ({"restored": False}, ["not restored"]),
+        ({"naive": (90.0, 0.3, 95.0)}, ["Naive does not forget", "forgets as much"]),
+        ({"ldc": (40.0, 2.0, 95.0)}, ["forgets as much"]),
+        ({"ldc": (20.0, 0.5, 95.0)}, ["forgets as much"]),
+        ({"ldc": (85.0, 0.5, 60.0)}, ["learns too little"]),
+    ],
 )
-def test_cell(cell):
-    assert failures(measure(cell)) == []
+def test_verdict(changed, reasons):
+    figures = {"naive": (30.0, 2.0, 95.0), "ldc": (85.0, 0.5, 95.0), "restored": True}
+    assert failures(row(**(figures | changed))) == reasons
