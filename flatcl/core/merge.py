@@ -72,8 +72,15 @@ def spectrum_in(constraint: Constraint, basis: KroneckerBasis | None) -> Tensor:
     return out @ k @ width.T
 
 
-def _joint(constraints: Sequence[Constraint]) -> KroneckerBasis:
-    """Return the basis that several constraints share, of a rank that holds the largest's."""
+def shared_basis(constraints: Sequence[Constraint]) -> KroneckerBasis:
+    """Return the basis that several constraints share, of a rank that holds the largest's.
+
+    Args:
+        constraints: on one unit, each with a Kronecker basis.
+
+    Returns:
+        Eigenbasis of their summed partial traces; a side that one of them truncates is truncated.
+    """
     if not any(c.basis.truncated for c in constraints if c.basis is not None):
         return joint_basis([c.partial_traces() for c in constraints])
     sides = []
@@ -112,7 +119,7 @@ def merge(constraints: Sequence[Constraint]) -> tuple[Constraint, float]:
         return Constraint(
             None, torch.stack([c.stiffness for c in constraints]).sum(0), last.anchor
         ), 0.0
-    basis = _joint(constraints)
+    basis = shared_basis(constraints)
     stiffness = torch.stack([spectrum_in(c, basis) for c in constraints]).sum(0)
     whole = sum(float(_inner(a, b)) for a in constraints for b in constraints)
     merged = Constraint(basis, stiffness, last.anchor)

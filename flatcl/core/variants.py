@@ -22,7 +22,7 @@ from torch import Tensor
 from flatcl.core.constraint import Constraint
 from flatcl.core.eigenbasis import KroneckerBasis
 from flatcl.core.measure import Found
-from flatcl.core.merge import joint_basis, spectrum_in
+from flatcl.core.merge import shared_basis, spectrum_in
 from flatcl.core.options import LDCOptions
 
 KEPT = 0.99  # share of the trace whose directions ``equal`` holds
@@ -144,7 +144,7 @@ def random_basis(basis: KroneckerBasis, generator: torch.Generator) -> Kronecker
         uniform: Tensor = Q * R.diagonal().sign()
         return uniform.to(like)
 
-    return KroneckerBasis(side(basis.U_out), side(basis.U_in))
+    return KroneckerBasis.of_sides(side(basis.U_out), side(basis.U_in))
 
 
 def varied(
@@ -175,8 +175,7 @@ def varied(
                 basis = random_basis(basis, generator)
             if name in held:
                 new = Constraint(basis, k, held[name].anchor)
-                old = held[name].partial_traces()
-                basis = joint_basis([(old[0].to(k), old[1].to(k)), new.partial_traces()])
+                basis = shared_basis([held[name], new])
                 k = spectrum_in(new, basis)
             bases[name] = basis
         stiffness[name] = k

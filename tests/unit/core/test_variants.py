@@ -214,3 +214,26 @@ def test_an_isotropic_constraint_is_l2_to_the_old_weights() -> None:
     torch.testing.assert_close(k, k.mean().expand(k.shape), rtol=1e-4, atol=0)
     x = torch.randn(k.shape, generator=generator())
     torch.testing.assert_close(constraint.apply(x), k.mean() * x, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("change", [{"directions": "random"}, {"stiffness": "shuffled"}])
+def test_a_truncated_layer_stays_truncated_over_tasks(change) -> None:  # type: ignore[no-untyped-def]
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(20, 12), nn.ReLU(), nn.Linear(12, 4))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    options = LDCOptions(basis="low-rank", rank=3, **change)
+    landscape = Landscape(model, optimizer, options=options)
+    for task in range(2):
+        x = torch.randn(60, 20, generator=generator(task))
+        y = torch.randint(4, (60,), generator=generator(task))
+        landscape.begin_task()
+        for _ in range(20):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(x), y).backward()
+            optimizer.step()
+            landscape.step()
+        landscape.end_task([x])
+        basis = landscape.constraints["0.weight"].basis
+        assert basis is not None
+        assert (basis.U_out.shape, basis.U_in.shape) == ((12, 3), (21, 3))
+        assert landscape.constraints["0.weight"].stiffness.shape == (4, 4)
