@@ -14,7 +14,7 @@ from typing import Literal
 
 from flatcl import __version__
 from flatcl.io import write_json
-from flatcl.protocol import CompareOptions
+from flatcl.protocol import OF_LDC, CompareOptions
 from flatcl.seeds import derive_seed
 
 TUNING_SEED = derive_seed("tuning")
@@ -22,10 +22,7 @@ TUNING_SEED = derive_seed("tuning")
 
 _SCHEMA = 1
 _PACKAGE = Path(__file__).resolve().parent
-_OF_LDC = (
-    "strength", "interval", "source", "damping", "width", "centre",
-    "stiffness", "directions",
-)  # fmt: skip
+_OF_LDC = (*OF_LDC, "centre")
 # Fields that say which runs there are, or in whose cell they are already.
 _NOT_OF_A_RUN = ("methods", "seeds", "seed", "jobs", "ewc_lambda")
 _LDC_CODE = ("avalanche.py", "ldc_plugin.py", "experience.py", "core/*.py")

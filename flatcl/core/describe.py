@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from flatcl.core.checkpoint import encode_constraint
+from flatcl.core.checkpoint import bytes_of
 from flatcl.core.choice import COMPLETE, Ranks, ranks
 from flatcl.core.constraint import Constraint
 from flatcl.core.layers import Unit, named_parameters
@@ -103,7 +103,7 @@ def describe(
                 words.append(_words(own, views, options, _reason(p, entries)))
             words += _columns([u for u in units if u.bias and u.bias.parameter == name])
             size = sum(
-                _bytes(constraints[u.name])
+                bytes_of({u.name: constraints[u.name]})
                 if u.name in constraints
                 else _bytes_to_come(u, view, options)
                 for u, view in zip(own, views, strict=True)
@@ -120,9 +120,7 @@ def _words(units: Sequence[Unit], views: Sequence[Tensor], options: LDCOptions, 
     shape = tuple(views[0].shape)
     size = f"kronecker [{shape[0]}, {shape[1]}]"
     if held != COMPLETE:
-        kept = [
-            side if r is None else r for side, r in zip(shape, (held.out, held.width), strict=True)
-        ]
+        kept = held.directions(shape)
         size += f", leading {kept[0]} × {kept[1]} and the rest together"
     return size if len(units) == 1 else f"{len(units)} × {size}"
 
@@ -150,17 +148,11 @@ def _reason(parameter: Tensor, entries: Mapping[int, str]) -> str:
     return "" if parameter.dim() < 2 else " (no matrix of a known layer)"
 
 
-def _bytes(constraint: Constraint) -> int:
-    return sum(t.numel() * t.element_size() for t in encode_constraint(constraint).values())
-
-
 def _bytes_to_come(unit: Unit, view: Tensor, options: LDCOptions) -> int:
     held = _ranks(unit, view, options)
     numbers = 2 * view.numel()  # stiffness and anchor
     if held is not None:
-        kept = [
-            d if r is None else r for d, r in zip(view.shape, (held.out, held.width), strict=True)
-        ]
+        kept = held.directions(tuple(view.shape))
         coordinates = [r + (r < d) for d, r in zip(view.shape, kept, strict=True)]
         numbers = view.numel() + coordinates[0] * coordinates[1]
         numbers += sum(d * r for d, r in zip(view.shape, kept, strict=True))
