@@ -8,22 +8,20 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
 
 from joblib import Parallel, delayed
 
-from benchmarks.run import _PERMUTED_5
+from benchmarks.kept import Runs, fill
+from benchmarks.run import PERMUTED_5
 from benchmarks.streams import stream_options
-from flatcl.cells import run_cell
 from flatcl.io import write_bytes
 from flatcl.options import names
 from flatcl.protocol import CompareOptions
-from flatcl.records import Cell, identity, load, save
+from flatcl.records import Cell
 from flatcl.scores import mean_ci95, scores
 from flatcl.tables import markdown_table
 
@@ -96,7 +94,7 @@ def options_of(stream: str, variant: str) -> CompareOptions:
     change = {**VARIANTS, **RETUNED}[variant]
     further = {"methods": (_method(variant),), "seeds": SEEDS, **change}
     if stream == "permuted-mnist-5":
-        return CompareOptions(**_PERMUTED_5, **further)
+        return CompareOptions(**PERMUTED_5, **further)
     return stream_options(stream, "sgd", **further)
 
 
@@ -122,36 +120,13 @@ def _cell(variant: str, seed: int) -> Cell:
     return Cell(_method(variant), None, seed, "test")
 
 
-def _fill(stream: str, variant: str, seed: int) -> None:
-    options, cell = options_of(stream, variant), _cell(variant, seed)
-    if load(RESULTS, options, cell) is None:
-        save(RESULTS, options, run_cell(options, cell))
-
-
-def _recorded() -> dict[str, list[dict[str, Any]]]:
-    """Return the records on the disk by what was run, whichever code ran it."""
-    found: dict[str, list[dict[str, Any]]] = {}
-    for path in sorted(RESULTS.glob("runs/*.json")):
-        content = json.loads(path.read_text(encoding="utf-8"))
-        found.setdefault(_key(content["cell"], content["config"]), []).append(content)
-    return found
-
-
-def _key(cell: dict[str, Any], config: object) -> str:
-    return json.dumps([cell, config], sort_keys=True)
-
-
-def _row(found: dict[str, list[dict[str, Any]]], stream: str, variant: str) -> Row | None:
+def _row(found: Runs, stream: str, variant: str) -> Row | None:
     options = options_of(stream, variant)
     row, broken = Row({}, [], [], [], 0), 0
     for seed in range(SEEDS):
-        cell = _cell(variant, seed)
-        wanted = identity(options, cell)
-        made = found.get(_key(asdict(cell), wanted["config"]), [])
-        if not made:
+        content = found.get(options, _cell(variant, seed))
+        if content is None:
             continue
-        # A run by the present code counts before any other.
-        content = max(made, key=lambda one: one["code"] == wanted["code"])
         if content["status"] != "done":
             broken += 1
             continue
@@ -193,7 +168,7 @@ def render() -> str:
     Returns:
         Markdown.
     """
-    found = _recorded()
+    found = Runs(RESULTS)
     tables = []
     verdicts: dict[str, dict[str, str]] = {}
     for stream in STREAMS:
@@ -253,7 +228,8 @@ def main() -> None:
     ]
     if not chosen.render:
         Parallel(n_jobs=chosen.jobs, batch_size=1, verbose=5)(
-            delayed(_fill)(*cell) for cell in wanted
+            delayed(fill)(RESULTS, options_of(stream, variant), _cell(variant, seed))
+            for stream, variant, seed in wanted
         )
     text = (HERE / "ABLATION.head.md").read_text(encoding="utf-8") + "\n" + render()
     write_bytes(HERE / "ABLATION.md", text.encode())

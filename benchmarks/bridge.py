@@ -10,7 +10,6 @@ It adds the runs that are missing to ``benchmarks/results/bridge.json`` and rend
 from __future__ import annotations
 
 import argparse
-import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -22,6 +21,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from benchmarks.bridge_report import RISE, SOURCES, STREAMS, Row, figure, render
+from benchmarks.kept import entries
 from flatcl import Landscape, LDCOptions
 from flatcl.core.layers import matrix_views
 from flatcl.core.options import Source
@@ -189,16 +189,6 @@ def _generator(*parts: str | int) -> torch.Generator:
     return torch.Generator().manual_seed(derive_seed("bridge", *parts))
 
 
-def _recorded(setup: Setup) -> list[Row]:
-    if not RESULTS.exists():
-        return []
-    content = json.loads(RESULTS.read_text(encoding="utf-8"))
-    if content["setup"] != asdict(setup):
-        raise SystemExit(f"{RESULTS} holds another set-up, {content['setup']}: move it away")
-    rows: list[Row] = content["rows"]
-    return rows
-
-
 def fill(setup: Setup, seeds: int) -> None:
     """Make the runs that are missing, and write each as it ends.
 
@@ -206,7 +196,7 @@ def fill(setup: Setup, seeds: int) -> None:
         setup: the set-up.
         seeds: number of repeats.
     """
-    rows = _recorded(setup)
+    rows = entries(RESULTS, asdict(setup), "rows")
     there = {(row["seed"], row["stream"], row["source"]) for row in rows}
     for seed in range(seeds):
         for stream in STREAMS:
@@ -229,7 +219,7 @@ def main() -> None:
     setup = Setup()
     if not chosen.render:
         fill(setup, chosen.seeds)
-    rows = _recorded(setup)
+    rows = entries(RESULTS, asdict(setup), "rows")
     names = {**asdict(setup), **STREAMS, "tasks": TASKS}
     write_bytes(HERE / "BRIDGE.md", render(rows, names).encode())
     figure(rows, HERE.parent / "docs" / "bridge.png")

@@ -29,6 +29,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from benchmarks.residual import ResidualBlock
 from flatcl.data import load_images
 from flatcl.fluctuations.flatness import flatness
 from flatcl.fluctuations.pca import StreamingDirections, principal_directions
@@ -148,32 +149,16 @@ METHODS: dict[str, Callable[[Path], Callable[[], Any]]] = {
 }
 
 
-class _Block(nn.Module):
-    """Two 3×3 convolutions beside the identity, or a 1×1 where the shape changes."""
-
-    def __init__(self, before: int, after: int, stride: int) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(before, after, 3, stride, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(after)
-        self.conv2 = nn.Conv2d(after, after, 3, 1, 1, bias=False)
-        self.bn2 = nn.BatchNorm2d(after)
-        self.side: nn.Module = nn.Identity()
-        if stride > 1 or before != after:
-            conv = nn.Conv2d(before, after, 1, stride, bias=False)
-            self.side = nn.Sequential(conv, nn.BatchNorm2d(after))
-
-    def forward(self, x: Tensor) -> Tensor:
-        inner = torch.relu(self.bn1(self.conv1(x)))
-        return torch.relu(self.bn2(self.conv2(inner)) + self.side(x))
-
-
 def resnet18(classes: int) -> nn.Module:
     """Return the ResNet-18 of He et al., CVPR 2016, with ImageNet's stem."""
     stem = [nn.Conv2d(3, 64, 7, 2, 3, bias=False), nn.BatchNorm2d(64), nn.ReLU()]
     widths = (64, 64, 128, 256, 512)
     blocks = []
     for before, after in pairwise(widths):
-        blocks += [_Block(before, after, 1 if before == after else 2), _Block(after, after, 1)]
+        blocks += [
+            ResidualBlock(before, after, 1 if before == after else 2),
+            ResidualBlock(after, after, 1),
+        ]
     end = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, classes)]
     return nn.Sequential(*stem, nn.MaxPool2d(3, 2, 1), *blocks, *end)
 

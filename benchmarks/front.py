@@ -15,11 +15,11 @@ from typing import Any
 
 from joblib import Parallel, delayed
 
+from benchmarks.kept import fill
 from benchmarks.streams import stream_options
-from flatcl.cells import run_cell
 from flatcl.io import write_bytes
 from flatcl.protocol import CompareOptions
-from flatcl.records import Cell, load, save
+from flatcl.records import Cell, load
 from flatcl.scores import scores
 from flatcl.seeds import derive_seed
 from flatcl.tables import markdown_table
@@ -65,11 +65,6 @@ def grid() -> Iterator[tuple[CompareOptions, Cell]]:
                     yield stream_options(stream, "sgd", **change), Cell("ldc", None, seed, "val")
 
 
-def _fill(options: CompareOptions, cell: Cell) -> None:
-    if load(RESULTS, options, cell) is None:
-        save(RESULTS, options, run_cell(options, cell))
-
-
 def render() -> str:
     """Return the table of the runs that are there, by candidate and stream.
 
@@ -101,7 +96,7 @@ def main() -> None:
     chosen = parser.parse_args()
     if not chosen.render:
         work = Parallel(n_jobs=chosen.jobs, batch_size=1, verbose=5)
-        work(delayed(_fill)(options, cell) for options, cell in grid())
+        work(delayed(fill)(RESULTS, options, cell) for options, cell in grid())
     text = (HERE / "FRONT.head.md").read_text(encoding="utf-8") + "\n" + render() + "\n"
     write_bytes(HERE / "FRONT.md", text.encode())
 

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from benchmarks.kept import entries
 from benchmarks.matrix_networks import NETWORKS, Network
 from flatcl.core.engine import Landscape
 from flatcl.data import load_images
@@ -346,20 +347,10 @@ def failures(row: dict[str, Any]) -> list[str]:
     return found
 
 
-def _recorded(setup: dict[str, Any]) -> list[dict[str, Any]]:
-    if not RESULTS.exists():
-        return []
-    content = json.loads(RESULTS.read_text(encoding="utf-8"))
-    if content["setup"] != setup:
-        raise SystemExit(f"{RESULTS} holds another set-up, {content['setup']}: move it away")
-    rows: list[dict[str, Any]] = content["cells"]
-    return rows
-
-
 def fill() -> list[dict[str, Any]]:
     """Return all cells, after making and writing those that are missing."""
     setup = {network: asdict(training) for network, training in TRAININGS.items()}
-    rows = _recorded(setup)
+    rows = entries(RESULTS, setup, "cells")
     there = {(row["network"], row["scenario"], row["optimizer"]) for row in rows}
     for cell in CELLS:
         if (cell.network, cell.scenario, cell.optimizer) in there:

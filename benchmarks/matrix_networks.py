@@ -8,6 +8,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from benchmarks.residual import ResidualBlock
+
 SIDE = 8  # pixels
 
 
@@ -42,25 +44,6 @@ class Network(nn.Module):
         new.weight[: old.out_features] = old.weight
         new.bias[: old.out_features] = old.bias
         self.heads[0] = new
-
-
-class _Block(nn.Module):
-    """Two 3×3 convolutions beside the identity, or a 1×1 where the shape changes."""
-
-    def __init__(self, before: int, after: int, stride: int) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(before, after, 3, stride, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(after)
-        self.conv2 = nn.Conv2d(after, after, 3, 1, 1, bias=False)
-        self.bn2 = nn.BatchNorm2d(after)
-        self.side: nn.Module = nn.Identity()
-        if stride > 1 or before != after:
-            conv = nn.Conv2d(before, after, 1, stride, bias=False)
-            self.side = nn.Sequential(conv, nn.BatchNorm2d(after))
-
-    def forward(self, x: Tensor) -> Tensor:
-        inner = torch.relu(self.bn1(self.conv1(x)))
-        return torch.relu(self.bn2(self.conv2(inner)) + self.side(x))
 
 
 class _Transformer(nn.Module):
@@ -113,7 +96,7 @@ def resnet18(classes: int) -> Network:
     layers: list[nn.Module] = [nn.Conv2d(1, 8, 3, 1, 1, bias=False), nn.BatchNorm2d(8), nn.ReLU()]
     for before, after in pairwise((8, 8, 16, 32, 64)):
         stride = 1 if before == after else 2
-        layers += [_Block(before, after, stride), _Block(after, after, 1)]
+        layers += [ResidualBlock(before, after, stride), ResidualBlock(after, after, 1)]
     layers += [nn.AdaptiveAvgPool2d(1), nn.Flatten()]
     return Network(nn.Sequential(*layers), 64, classes)
 

@@ -28,7 +28,7 @@ RESULTS = HERE / "results"
 README = HERE.parent / "README.md"
 
 _ALL = ("naive", "ewc", "ldc", "joint")
-_PERMUTED_5: dict[str, Any] = {
+PERMUTED_5: dict[str, Any] = {
     "data": "mnist",
     "scenario": "permuted",
     "tasks": 5,
@@ -76,9 +76,9 @@ def comparisons() -> dict[str, CompareOptions]:
         for kind in ("domain", "class"):
             ten: dict[str, Any] = {**_HSU, "data": data, "methods": ("ldc",), "seeds": 10}
             found[f"hsu-{data}-{kind}-ten-seeds"] = CompareOptions(scenario=f"split-{kind}", **ten)
-    found["permuted-mnist-5"] = CompareOptions(methods=_ALL, **_PERMUTED_5)
+    found["permuted-mnist-5"] = CompareOptions(methods=_ALL, **PERMUTED_5)
     for name, change in sensitivity().items():
-        found[name] = CompareOptions(methods=("ldc",), **{**_PERMUTED_5, **change})
+        found[name] = CompareOptions(methods=("ldc",), **{**PERMUTED_5, **change})
     found["permuted-mnist-10-gpm"] = CompareOptions(**_GPM)
     return found
 

@@ -9,25 +9,22 @@ made only by the very code that is installed, with ``--keep`` by earlier code to
 from __future__ import annotations
 
 import argparse
-import gc
-import json
 import math
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from joblib import Parallel, delayed
 
+from benchmarks.kept import Runs, fill
 from benchmarks.streams import LONG, SHORT, stream_options
 from benchmarks.strengths_report import Curve, plot_curves, text_of
-from flatcl.cells import run_cell
 from flatcl.core.options import LDCOptions
 from flatcl.io import write_bytes
 from flatcl.options import names
 from flatcl.plots import png
 from flatcl.protocol import CompareOptions
-from flatcl.records import Cell, identity, load, save
+from flatcl.records import Cell
 from flatcl.scores import scores
 
 HERE = Path(__file__).parent
@@ -89,46 +86,23 @@ def _cell(run: Run) -> Cell:
     return Cell("ldc", None, run.seed, "test")
 
 
-def _fill(run: Run, keep: bool) -> None:
-    options, cell = options_of(run), _cell(run)
-    if load(RESULTS, options, cell, any_code=keep) is None:
-        save(RESULTS, options, run_cell(options, cell))
-        gc.collect()  # a strategy refers to itself: without this each run leaves its images behind
-
-
-def _key(cell: object, config: object) -> str:
-    return json.dumps([cell, config], sort_keys=True)
-
-
-def _recorded() -> dict[str, list[dict[str, Any]]]:
-    """Return the records on the disk by what was run, whichever code ran it."""
-    found: dict[str, list[dict[str, Any]]] = {}
-    for path in sorted(RESULTS.glob("runs/*.json")):
-        content = json.loads(path.read_text(encoding="utf-8"))
-        found.setdefault(_key(content["cell"], content["config"]), []).append(content)
-    return found
-
-
 def curves() -> list[Curve]:
     """Return what the records on the disk say of every stream.
 
     Returns:
         One curve a stream, in the order of ``STREAMS``; runs that are not recorded are left out.
     """
-    recorded = _recorded()
+    recorded = Runs(RESULTS)
     found = {
         name: Curve(name, LONG_STRENGTHS if name in LONG else STRENGTHS, DEFAULT)
         for name in STREAMS
     }
     for run in grid():
-        wanted = identity(options_of(run), _cell(run))
-        made = recorded.get(_key(asdict(_cell(run)), wanted["config"]), [])
+        content = recorded.get(options_of(run), _cell(run))
         curve = found[run.stream]
         curve.planned += 1
-        if not made:
+        if content is None:
             continue
-        # A run by the present code counts before any other.
-        content = max(made, key=lambda one: one["code"] == wanted["code"])
         done = content["status"] == "done"
         acc = 100 * scores(content["accuracy"]).acc if done else None
         curve.acc.setdefault(run.strength, {})[run.seed] = acc
@@ -149,7 +123,8 @@ def main() -> None:
         parser.error(f"there is no stream {strange[0]!r}; choose from {', '.join(STREAMS)}")
     if not chosen.render:
         Parallel(n_jobs=chosen.jobs, batch_size=1, verbose=5)(
-            delayed(_fill)(run, chosen.keep) for run in grid(tuple(chosen.streams))
+            delayed(fill)(RESULTS, options_of(run), _cell(run), any_code=chosen.keep)
+            for run in grid(tuple(chosen.streams))
         )
     found = curves()
     write_bytes(HERE / "STRENGTHS.md", text_of(found).encode())

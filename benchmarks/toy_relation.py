@@ -10,7 +10,6 @@ only renders.
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -22,6 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from benchmarks.kept import entries
 from flatcl import exact
 from flatcl.fluctuations import efold_time, principal_directions
 from flatcl.fluctuations.powerfit import power_fit
@@ -231,16 +231,6 @@ def expected(toy: Toy, g: float, sampling: str) -> Tensor:
     return toy.h**g * torch.tensor(unit, dtype=torch.float64)
 
 
-def _recorded(toy: Toy) -> list[dict[str, Any]]:
-    if not RESULTS.exists():
-        return []
-    content = json.loads(RESULTS.read_text(encoding="utf-8"))
-    if content["setup"] != asdict(toy):
-        raise SystemExit(f"{RESULTS} holds another set-up, {content['setup']}: move it away")
-    runs: list[dict[str, Any]] = content["runs"]
-    return runs
-
-
 def fill(toy: Toy, seeds: int) -> None:
     """Make the entries that are missing, and write them seed by seed.
 
@@ -248,7 +238,7 @@ def fill(toy: Toy, seeds: int) -> None:
         toy: the set-up.
         seeds: number of repeats.
     """
-    runs = _recorded(toy)
+    runs = entries(RESULTS, asdict(toy), "runs")
     there = {(run["seed"], run["g"], run["sampling"]) for run in runs}
     for seed in range(seeds):
         for sampling in SAMPLINGS:
@@ -271,7 +261,7 @@ def render(toy: Toy) -> str:
     Returns:
         Markdown.
     """
-    runs = _recorded(toy)
+    runs = entries(RESULTS, asdict(toy), "runs")
 
     def values(kind: str, g: float, sampling: str, setting: str) -> list[float]:
         chosen = [run for run in runs if (run["g"], run["sampling"]) == (g, sampling)]

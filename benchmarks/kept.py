@@ -1,0 +1,81 @@
+"""Raw results that a benchmark goes on from: runs of a comparison, or entries of one file."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from flatcl.cells import run_cell
+from flatcl.protocol import CompareOptions
+from flatcl.records import Cell, identity, load, save
+
+
+def fill(folder: Path, options: CompareOptions, cell: Cell, *, any_code: bool = False) -> None:
+    """Make and keep one run, if it is missing.
+
+    Args:
+        folder: of the runs.
+        options: of the comparison.
+        cell: the run.
+        any_code: count a run that other code of flatcl made too.
+    """
+    if load(folder, options, cell, any_code=any_code) is None:
+        save(folder, options, run_cell(options, cell))
+
+
+class Runs:
+    """All runs of a folder by what was run, whichever code ran it.
+
+    Args:
+        folder: of the runs.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._found: dict[str, list[dict[str, Any]]] = defaultdict(list)
+        for path in sorted(folder.glob("runs/*.json")):
+            content = json.loads(path.read_text(encoding="utf-8"))
+            self._found[_key(content["cell"], content["config"])].append(content)
+
+    def get(self, options: CompareOptions, cell: Cell) -> dict[str, Any] | None:
+        """Return the content of a run's record; one by the present code counts before any other.
+
+        Args:
+            options: of the comparison.
+            cell: the run.
+
+        Returns:
+            The content, None if the run was never made.
+        """
+        wanted = identity(options, cell)
+        made = self._found.get(_key(asdict(cell), wanted["config"]), [])
+        return max(made, key=lambda one: one["code"] == wanted["code"], default=None)
+
+
+def _key(cell: object, config: object) -> str:
+    return json.dumps([cell, config], sort_keys=True)
+
+
+def entries(path: Path, setup: object, name: str) -> list[dict[str, Any]]:
+    """Return the entries of a file of results.
+
+    Args:
+        path: of the JSON file.
+        setup: what they must have been made with.
+        name: under which the file has them.
+
+    Returns:
+        The entries, none without a file.
+
+    Raises:
+        SystemExit: the file holds those of another set-up.
+    """
+    if not path.exists():
+        return []
+    content = json.loads(path.read_text(encoding="utf-8"))
+    if content["setup"] != setup:
+        raise SystemExit(f"{path} holds another set-up, {content['setup']}: move it away")
+    found: list[dict[str, Any]] = content[name]
+    return found
