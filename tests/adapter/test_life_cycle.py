@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 import warnings
 from pathlib import Path
 
 import pytest
 import torch
+from processes import PROCESSES, join_group, run_processes
 from torch import distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -20,8 +18,6 @@ from avalanche.benchmarks.scenarios.online import split_online_stream  # isort: 
 from avalanche.training import Cumulative, LwF, Replay  # isort: skip
 from avalanche.training.plugins import EarlyStoppingPlugin, EvaluationPlugin, ReplayPlugin  # isort: skip
 from test_avalanche import SAMPLES, Growing, mlp, settings, stream, weights  # isort: skip
-
-PROCESSES = 2
 
 
 def pieces(benchmark, size, *, told=True, drop_last=False):
@@ -148,9 +144,7 @@ def test_a_task_that_early_stopping_ends(source):
 
 def work(rank, folder):
     """Trains LDC on three experiences in each process, on its own order of the data."""
-    torch.set_num_threads(1)
-    store = dist.FileStore(f"{folder}/store", PROCESSES)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=PROCESSES)
+    join_group(rank, folder)
     found = {}
     for source in ("probe", "sgd"):
         model = DistributedDataParallel(mlp())
@@ -180,25 +174,7 @@ def work(rank, folder):
 
 @pytest.mark.slow  # imports Avalanche in two more processes
 def test_processes_that_read_the_data_in_their_own_order_agree(tmp_path):
-    paths = [str(Path(__file__).parent), str(Path(__file__).parents[2])]
-    code = (
-        f"import sys; sys.path[:0] = {paths!r}\n"
-        "import test_life_cycle as t; t.work(int(sys.argv[1]), sys.argv[2])"
-    )
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-    running = []
-    for rank in range(PROCESSES):
-        with (tmp_path / f"{rank}.log").open("wb") as log:
-            command = [sys.executable, "-c", code, str(rank), str(tmp_path)]
-            running.append(subprocess.Popen(command, env=environment, stdout=log, stderr=log))
-    try:
-        status = [process.wait(timeout=150) for process in running]
-        assert not any(status), "".join(p.read_text() for p in sorted(tmp_path.glob("*.log")))
-    finally:
-        for process in running:
-            process.kill()
-            process.wait()
-    first, second = (torch.load(tmp_path / f"{r}.pt", weights_only=True) for r in (0, 1))
+    first, second = run_processes(Path(__file__), tmp_path, seconds=150)
     for source, parts in first.items():
         for name, weight in parts["model"].items():
             assert torch.equal(weight, second[source]["model"][name]), name

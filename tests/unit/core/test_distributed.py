@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from processes import PROCESSES, join_group, run_processes
 from torch import distributed as dist
 from torch import nn
 from torch.nn import functional as F
@@ -18,32 +16,12 @@ from flatcl.core.distributed import Peers
 from flatcl.core.engine import Landscape
 from flatcl.core.options import LDCOptions
 
-ROOT = Path(__file__).parents[3]
-PROCESSES = 2
-
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
     """What each of the processes found, by rank."""
     folder = tmp_path_factory.mktemp("processes")
-    code = (
-        f"import sys; sys.path[:0] = [{str(Path(__file__).parent)!r}, {str(ROOT)!r}]\n"
-        "import test_distributed as t; t.work(int(sys.argv[1]), sys.argv[2])"
-    )
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-    running = []
-    for rank in range(PROCESSES):
-        with (folder / f"{rank}.log").open("wb") as log:
-            command = [sys.executable, "-c", code, str(rank), str(folder)]
-            running.append(subprocess.Popen(command, env=environment, stdout=log, stderr=log))
-    try:
-        status = [process.wait(timeout=120) for process in running]
-        assert not any(status), "".join(p.read_text() for p in sorted(folder.glob("*.log")))
-    finally:
-        for process in running:
-            process.kill()
-            process.wait()
-    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(PROCESSES)]
+    return run_processes(Path(__file__), folder, seconds=120)
 
 
 def work(rank, folder):
@@ -51,12 +29,6 @@ def work(rank, folder):
     join_group(rank, folder)
     torch.save({"trained": both_tasks(rank), "joined": joined(rank)}, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
-
-
-def join_group(rank, folder):
-    torch.set_num_threads(1)
-    store = dist.FileStore(f"{folder}/store", PROCESSES)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=PROCESSES)
 
 
 def task_data(task):
