@@ -47,6 +47,7 @@ class LDC(SupervisedTemplate):
         evaluator: metrics and loggers.
         eval_every: as in every Avalanche strategy.
         strength: field of ``LDCOptions``, as all down to ``on_budget``.
+        pseudo_inputs: field of ``LDCOptions``.
         interval: field of ``LDCOptions``.
         source: field of ``LDCOptions``.
         damping: field of ``LDCOptions``.
@@ -87,6 +88,7 @@ class LDC(SupervisedTemplate):
         evaluator: EvaluationPlugin | Callable[[], EvaluationPlugin] = default_evaluator,
         eval_every: int = -1,
         strength: float = _DEFAULT.strength,
+        pseudo_inputs: int = _DEFAULT.pseudo_inputs,
         interval: int = _DEFAULT.interval,
         source: Source = _DEFAULT.source,
         damping: float | None = _DEFAULT.damping,
@@ -123,6 +125,7 @@ class LDC(SupervisedTemplate):
             )
         self.ldc = LDCPlugin(
             strength=strength,
+            pseudo_inputs=pseudo_inputs,
             interval=interval,
             source=source,
             damping=damping,

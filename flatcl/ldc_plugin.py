@@ -32,8 +32,9 @@ _OPTIONS = tuple(field.name for field in fields(LDCOptions))
 class LDCPlugin(BasePlugin, supports_distributed=True):  # type: ignore[call-arg]
     """Adds LDC to a strategy; it needs no argument.
 
-    Any template serves that calls ``before_training_exp``, ``after_update``,
-    ``after_training_exp``, ``before_eval`` and ``after_eval``. One plugin object serves one
+    Any template serves that calls ``before_training_exp``, ``before_backward``, ``after_update``,
+    ``after_training_exp``, ``before_eval`` and ``after_eval``; ``before_forward`` and
+    ``after_forward`` save time. One plugin object serves one
     strategy.
     On several processes, wrap the model in ``DistributedDataParallel``.
 
@@ -52,7 +53,7 @@ class LDCPlugin(BasePlugin, supports_distributed=True):  # type: ignore[call-arg
         self.options = LDCOptions(**options)
         self.landscape: Landscape | None = None
         self._owner: SupervisedTemplate | None = None
-        self._evaluation = ExitStack()
+        self._evaluation, self._pass = ExitStack(), ExitStack()
         self._seen: list[Any] = []  # data of the running task, in parts if it comes as a stream
 
     def __getstate__(self) -> dict[str, Any]:
@@ -61,7 +62,7 @@ class LDCPlugin(BasePlugin, supports_distributed=True):  # type: ignore[call-arg
         Returns:
             Attributes by name.
         """
-        return {**vars(self), "_owner": None, "_evaluation": None}
+        return {**vars(self), "_owner": None, "_evaluation": None, "_pass": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Take up what ``__getstate__`` returned.
@@ -70,7 +71,7 @@ class LDCPlugin(BasePlugin, supports_distributed=True):  # type: ignore[call-arg
             state: attributes by name.
         """
         self.__dict__.update(state)
-        self._evaluation = ExitStack()
+        self._evaluation, self._pass = ExitStack(), ExitStack()
 
     def _forward(self, batch: Sequence[Tensor]) -> Tensor:
         assert self.landscape is not None
@@ -122,6 +123,36 @@ class LDCPlugin(BasePlugin, supports_distributed=True):  # type: ignore[call-arg
             self.landscape.begin_task(steps)
             self._seen = []
         self._seen.append(strategy.experience.dataset.eval())
+
+    def before_forward(self, strategy: SupervisedTemplate, **kwargs: Any) -> None:
+        """Let the coming pass of the network serve the rehearsal too.
+
+        Args:
+            strategy: the strategy that trains.
+            **kwargs: unused.
+        """
+        assert self.landscape is not None
+        self._pass.close()  # of a pass that failed
+        self._pass.enter_context(self.landscape.joining())
+
+    def after_forward(self, strategy: SupervisedTemplate, **kwargs: Any) -> None:
+        """Look at the pass that was made.
+
+        Args:
+            strategy: the strategy that trains.
+            **kwargs: unused.
+        """
+        self._pass.close()
+
+    def before_backward(self, strategy: SupervisedTemplate, **kwargs: Any) -> None:
+        """Add the rehearsal of the earlier tasks to the loss.
+
+        Args:
+            strategy: the strategy that trains.
+            **kwargs: unused.
+        """
+        assert self.landscape is not None
+        strategy.loss = strategy.loss + self.landscape.rehearsal()
 
     def after_update(self, strategy: SupervisedTemplate, **kwargs: Any) -> None:
         """Count the optimiser's step; pull where one is due; stop where the budget says so.

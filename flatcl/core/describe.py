@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from flatcl.core.checkpoint import bytes_of
 from flatcl.core.choice import COMPLETE, Ranks, ranks
 from flatcl.core.constraint import Constraint
+from flatcl.core.gaussians import RANK, InputGaussians
 from flatcl.core.layers import Unit, named_parameters
 from flatcl.core.layouts import entry_by_entry
 from flatcl.core.options import LDCOptions
@@ -18,11 +19,11 @@ from flatcl.core.options import LDCOptions
 
 @dataclass(frozen=True)
 class Holding:
-    """How one parameter is held.
+    """How one parameter is held, or the inputs.
 
     Attributes:
         name: of the parameter.
-        shape: of the parameter.
+        shape: of the parameter, or of an input.
         held: in words, or why it is not.
         bytes: of bases, stiffness and anchor; those of a bias count with its matrix.
     """
@@ -38,7 +39,7 @@ class Description:
     """How every parameter of a model is held; prints as a table.
 
     Attributes:
-        holdings: one a parameter, in the model's order.
+        holdings: one a parameter, in the model's order; last the inputs, once any are kept of.
     """
 
     holdings: tuple[Holding, ...]
@@ -69,6 +70,7 @@ def describe(
     units: Sequence[Unit],
     constraints: Mapping[str, Constraint],
     options: LDCOptions,
+    inputs: InputGaussians,
 ) -> Description:
     """Return how every parameter of a model is held, frozen and shared ones too.
 
@@ -78,9 +80,10 @@ def describe(
         constraints: those in force, by unit's name; for a unit without one, the bytes are those
             that it will have.
         options: of LDC; ``strength``, ``basis`` and ``rank`` count.
+        inputs: Gaussians of the earlier tasks' inputs.
 
     Returns:
-        One line a parameter.
+        One line a parameter, and one for the inputs if there are any.
     """
     first: dict[int, str] = {}
     entries = entry_by_entry(model)
@@ -109,6 +112,9 @@ def describe(
                 for u, view in zip(own, views, strict=True)
             )
             holdings.append(Holding(name, shape, "; ".join(words), size))
+    if inputs.groups:
+        held = f"{len(inputs.groups)} Gaussians of rank {RANK}"
+        holdings.append(Holding("inputs", inputs.shape, held, inputs.bytes_held()))
     return Description(tuple(holdings))
 
 

@@ -14,6 +14,7 @@ from flatcl.core.holdings import Holdings
 from flatcl.core.measure import Measurement, ProbeMeasurement, TaskEnd
 from flatcl.core.precision import full_precision, under_present_autocast
 from flatcl.core.record import record_
+from flatcl.core.rehearsal import Rehearsal, take_in
 from flatcl.errors import NonFiniteError, StateError
 
 # What a task's way is taken for where none was travelled, as a share of ‖W‖. Perceptrons on MNIST
@@ -32,7 +33,10 @@ class Landscape(Holdings):
             landscape.begin_task()
             for x, y in loader:
                 optimizer.zero_grad()
-                loss_function(model(x), y).backward()
+                with landscape.joining():
+                    outputs = model(x)
+                loss = loss_function(outputs, y) + landscape.rehearsal()
+                loss.backward()
                 optimizer.step()
                 landscape.step()
             landscape.end_task(loader)
@@ -85,7 +89,52 @@ class Landscape(Holdings):
         if self.task is not None:
             raise StateError("a task is already running: call end_task before begin_task")
         self._layout()
-        self.task = self.begun(self.constraints, self.tasks_ended, steps)
+        rehearsal = None
+        if self.options.rehearses and self.inputs.groups:
+            rehearsal = Rehearsal.begun(
+                self.inputs,
+                self.model,
+                self.forward,
+                number=self.options.pseudo_inputs,
+                generator=self.generator,
+            )
+        self.task = self.begun(self.constraints, self.tasks_ended, steps, rehearsal)
+
+    @contextmanager
+    def joining(self) -> Iterator[None]:
+        """Let the network's next training pass serve ``rehearsal`` too, where it can.
+
+        It saves time and changes no result: where the network mixes the inputs of a batch or has
+        dropout, and without this, ``rehearsal`` makes a pass of its own.
+
+        Yields:
+            Nothing. Outside a task nothing is done.
+        """
+        if self.task is None or self.task.rehearsal is None:
+            yield
+            return
+        with self.task.rehearsal.joined(self.model):
+            yield
+
+    def rehearsal(self) -> Tensor:
+        """Return what to add to the loss of a step, so that the earlier tasks are rehearsed too.
+
+        Left out, the constraint alone holds them. See ``flatcl.core.rehearsal``.
+
+        Returns:
+            A scalar, nats, to be differentiated: how far the network's predictions at
+            ``pseudo_inputs`` draws are from what they were when the task began; 0 at every other
+            call, in the first task, and where there is nothing to draw from.
+
+        Raises:
+            StateError: no task is running.
+        """
+        if self.task is None:
+            raise StateError(_IDLE)
+        if self.task.rehearsal is None:
+            return torch.zeros((), device=self._device)
+        with self.peers.silent():
+            return self.task.rehearsal.loss(self.model, self.forward)
 
     def step(self, batch_size: int | None = None) -> None:
         """Count one optimiser step, just made; every ``interval`` steps, pull.
@@ -197,3 +246,6 @@ class Landscape(Holdings):
                 self.probe_scale = record_(
                     self.constraints, self.history, network, measurement, end, self.peers
                 )
+            if self.options.rehearses and end.batches is not None:
+                take_in(self.inputs, self.model, end.forward, end.inputs())
+                self.peers.adopt_(self.inputs.tensors())

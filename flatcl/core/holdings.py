@@ -13,12 +13,14 @@ from flatcl.core.constraint import Constraint
 from flatcl.core.describe import Description, describe
 from flatcl.core.distributed import Peers, unwrapped
 from flatcl.core.forecast import History
+from flatcl.core.gaussians import InputGaussians
 from flatcl.core.gradients import Forward
 from flatcl.core.growth import Network
 from flatcl.core.layers import Unit, matrix_views, trained_parameters
 from flatcl.core.metric import StepMetric
 from flatcl.core.network import NetworkConstraint
 from flatcl.core.options import LDCOptions
+from flatcl.core.rehearsal import Rehearsal
 from flatcl.core.saved import State
 from flatcl.core.state import state_of, take_up
 from flatcl.core.task import RunningTask
@@ -50,6 +52,7 @@ class Holdings:
         self.probe_scale: float | None = None
         self.generator = torch.Generator().manual_seed(self.options.seed)
         self.history = History()
+        self.inputs = InputGaussians()
         self.task: RunningTask | None = None
         self._layout()
 
@@ -78,19 +81,23 @@ class Holdings:
         """Return the bytes kept between tasks; without ``per_task`` their number is no matter.
 
         Returns:
-            Bytes of bases, stiffness and anchors, without the model and its optimiser.
+            Bytes of bases, stiffness, anchors and Gaussians of inputs, without the model and its
+            optimiser.
         """
         held = [] if self.network is None else self.network.state_dict().values()
         of_network = sum(t.numel() * t.element_size() for t in held if isinstance(t, Tensor))
-        return bytes_of(self.constraints) + self.history.bytes_held() + of_network
+        of_inputs = self.inputs.bytes_held()
+        return bytes_of(self.constraints) + self.history.bytes_held() + of_inputs + of_network
 
     def describe(self) -> Description:
         """Return how every parameter is held, or why it is not; ``print`` shows a table.
 
         Returns:
-            One line a parameter, with the bytes held after a task; before one, those to come.
+            One line a parameter, with the bytes held after a task; before one, those to come. Last
+            the inputs, once a task has ended.
         """
-        return describe(self.model, matrix_views(self.model), self.constraints, self.options)
+        units = matrix_views(self.model)
+        return describe(self.model, units, self.constraints, self.options, self.inputs)
 
     def state_dict(self) -> State:
         """Return all that is held, a running task's progress included, for ``torch.save``.
@@ -133,7 +140,11 @@ class Holdings:
         return {unit.name: unit.gather(self.parameters).detach() for unit in self._units}
 
     def begun(
-        self, constraints: Mapping[str, Constraint], tasks_ended: int, steps: int | None
+        self,
+        constraints: Mapping[str, Constraint],
+        tasks_ended: int,
+        steps: int | None,
+        rehearsal: Rehearsal | None,
     ) -> RunningTask:
         """Return a task that begins at the present weights.
 
@@ -141,6 +152,7 @@ class Holdings:
             constraints: of the tasks before it, by unit's name.
             tasks_ended: their number.
             steps: the task's length, if known.
+            rehearsal: of the tasks before it, or None.
 
         Returns:
             The task.
@@ -156,6 +168,7 @@ class Holdings:
             earlier=tasks_ended,
             steps=steps,
             network=self.network,
+            rehearsal=rehearsal,
         )
 
     def _of_inputs(self, batch: Sequence[Tensor]) -> Tensor:

@@ -25,6 +25,10 @@ class LDCOptions:
         strength: γ, weight of one old task's constraint against the new task's loss (no unit:
             both are in nats); t old tasks together weigh γ √t, see ``strength_over``. It means the
             same for every batch size, learning rate and optimiser. 0 switches everything off.
+        pseudo_inputs: draws a step from Gaussians of the earlier tasks' inputs, at which
+            ``Landscape.rehearsal`` compares the network with what it was when the task began;
+            see ``flatcl.core.rehearsal``. 0 for none; none either where inputs are no tensor of
+            real numbers, or with ``source="sgd"``, which reads no inputs.
         interval: steps from one pull to the next.
         source: "probe" measures stiffness at a task's end by random output directions over some
             of the task's inputs; "fisher" does so by the loss's own gradients, with labels drawn
@@ -68,6 +72,7 @@ class LDCOptions:
     """
 
     strength: float = 3.5
+    pseudo_inputs: int = 8
     interval: int = 20
     source: Source = "probe"
     damping: float | None = None
@@ -95,6 +100,9 @@ class LDCOptions:
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise OptionError(f"{name} is {value!r}; it must be a whole number, 1 or more")
+        n = self.pseudo_inputs
+        if not isinstance(n, int) or isinstance(n, bool) or n < 0:
+            raise OptionError(f"pseudo_inputs is {n!r}; it must be a whole number, 0 or more")
         for name, known in (
             ("source", get_args(Source)),
             ("directions", get_args(Directions)),
@@ -131,6 +139,11 @@ class LDCOptions:
             γ t^−SHARING; γ before the first task has ended.
         """
         return float(self.strength * max(1, tasks) ** -SHARING)
+
+    @property
+    def rehearses(self) -> bool:
+        """Whether pseudo-inputs are kept and visited."""
+        return self.strength > 0 and self.pseudo_inputs > 0 and self.source != "sgd"
 
     @property
     def power(self) -> float:

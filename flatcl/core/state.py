@@ -13,6 +13,8 @@ from flatcl.core.checkpoint import (
     warn_of_changes,
 )
 from flatcl.core.forecast import History
+from flatcl.core.gaussians import InputGaussians
+from flatcl.core.rehearsal import Rehearsal
 from flatcl.core.saved import State, entry
 from flatcl.errors import StateError
 
@@ -43,6 +45,7 @@ def state_of(landscape: Holdings) -> State:
         "generator": landscape.generator.get_state(),
         "constraints": {n: encode_constraint(c) for n, c in landscape.constraints.items()},
         "history": landscape.history.state_dict(),
+        "inputs": landscape.inputs.state_dict(),
         **({} if network is None else {"network": network.state_dict()}),
         "task": None if task is None else task.state_dict(),
     }
@@ -69,14 +72,20 @@ def take_up(landscape: Holdings, state: State) -> None:
     tasks_ended, scale = (entry(state, k, "landscape") for k in ("tasks_ended", "probe_scale"))
     generator = generator_from(entry(state, "generator", "landscape"))
     history = History.from_state(state.get("history"), views)
+    device = next(iter(landscape.parameters.values())).device
+    inputs = InputGaussians.from_state(state.get("inputs"), device)
     task, running = None, state.get("task")
     if running is not None:
-        task = landscape.begun(constraints, tasks_ended, entry(running, "steps", "task"))
+        rehearsal, number = running.get("rehearsal"), landscape.options.pseudo_inputs
+        if rehearsal is not None:
+            rehearsal = Rehearsal.from_state(rehearsal, number=number, device=device)
+        steps = entry(running, "steps", "task")
+        task = landscape.begun(constraints, tasks_ended, steps, rehearsal)
         task.load_state_dict(running)
     options = entry(state, "options", "landscape")
     if network is not None:
         network.load_state_dict(state["network"], landscape.parameters)
     warn_of_changes(options, asdict(landscape.options))
-    landscape.constraints, landscape.history = constraints, history
+    landscape.constraints, landscape.history, landscape.inputs = constraints, history, inputs
     landscape.generator, landscape.task = generator, task
     landscape.tasks_ended, landscape.probe_scale = tasks_ended, scale

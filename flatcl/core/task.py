@@ -19,6 +19,7 @@ from flatcl.core.metric import StepMetric
 from flatcl.core.network import NetworkConstraint
 from flatcl.core.options import LDCOptions
 from flatcl.core.pull import TIERS
+from flatcl.core.rehearsal import Rehearsal
 from flatcl.core.saved import State, entry, same_names, tensor_like
 from flatcl.core.schedule import PullSchedule
 from flatcl.core.windows import TrainingMeasurement
@@ -38,6 +39,7 @@ class RunningTask:
         earlier: number of the tasks that the constraints hold.
         steps: the task's number of steps, if known.
         network: a constraint on all parameters, or None.
+        rehearsal: of the earlier tasks, or None.
     """
 
     def __init__(
@@ -53,12 +55,13 @@ class RunningTask:
         earlier: int,
         steps: int | None,
         network: NetworkConstraint | None = None,
+        rehearsal: Rehearsal | None = None,
     ) -> None:
         self.units, self.parameters, self.options = units, parameters, options
         self.steps = steps
         self.steps_made = 0
         self.schedule = PullSchedule(units, parameters, constraints, metric, strength, network)
-        self.network = network
+        self.network, self.rehearsal = network, rehearsal
         if network is not None:
             network.begin_task(parameters, steps)
         limit = None if options.budget is None else options.budget * earlier
@@ -148,6 +151,7 @@ class RunningTask:
             "centre": self.centre.state_dict(),
             "measurement": self.measurement.state_dict(),
             "over_budget": self.budget.crossed,
+            "rehearsal": None if self.rehearsal is None else self.rehearsal.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

@@ -66,7 +66,9 @@ def train(wrap, share, *, source, optimizer="adam", norm=False, forward=None):
         for _ in range(40):
             chosen = share(torch.randint(0, 101, (16,), generator=order))
             opt.zero_grad()
-            F.cross_entropy(trained(x[chosen]), y[chosen]).backward()
+            with landscape.joining():
+                outputs = trained(x[chosen])
+            (F.cross_entropy(outputs, y[chosen]) + landscape.rehearsal()).backward()
             opt.step()
             landscape.step(16)
         # 101 inputs: the shares are of unequal length.
@@ -90,8 +92,8 @@ def both_tasks(rank):
 
 
 def leaves(state, path=()):
-    for key, value in state.items():
-        if isinstance(value, dict):
+    for key, value in state.items() if isinstance(state, dict) else enumerate(state):
+        if isinstance(value, (dict, list)):
             yield from leaves(value, (*path, key))
         else:
             yield (*path, key), value

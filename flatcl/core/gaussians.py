@@ -1,0 +1,243 @@
+"""Gaussians of the inputs that earlier tasks had: what pseudo-inputs are drawn from.
+
+Inputs are put into groups by the class that the network gives them, and by their task label where
+they have one. A group keeps the number of its inputs, their mean and the leading principal
+directions of their covariance: Σ ≈ BᵀB, B [r, d]. No input is kept. When a group meets new inputs
+its moments are joined exactly and cut to r directions again, so that memory depends on the number
+of groups alone.
+
+Source: pseudo-rehearsal, Robins, Connection Science 7 (1995) 123–146, which draws inputs blindly;
+that their first two moments are drawn from is flatcl's.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from flatcl.core.saved import State, entry
+from flatcl.errors import StateError
+
+RANK = 8  # principal directions a group; 3 … 48 come out alike
+_FLOATS_A_WEIGHT = 1.0  # all groups together, in floats a weight of the network
+_LEAST_GROUPS = 16  # whatever the network's size
+
+Key: TypeAlias = "tuple[int, int]"
+
+
+@dataclass
+class InputGroup:
+    """Moments of one group of inputs.
+
+    Attributes:
+        count: inputs seen.
+        mean: [d].
+        directions: B [r, d], covariance ≈ BᵀB, by falling variance.
+        rest: the batch's other parts for one input of the group, each [1, …].
+    """
+
+    count: int
+    mean: Tensor
+    directions: Tensor
+    rest: list[Tensor] = field(default_factory=list)
+
+    def joined(self, inputs: Tensor) -> InputGroup:
+        """Return the moments of these inputs and further ones together.
+
+        Args:
+            inputs: [n, d], n ≥ 1.
+
+        Returns:
+            A new group; exact but for the covariance outside its ``RANK`` leading directions.
+        """
+        new, mean = len(inputs), inputs.mean(0)
+        count = self.count + new
+        # Σ (x − μ)(x − μ)ᵀ of both parts, and the scatter of the two means.
+        shift = (mean - self.mean) * (self.count * new / count) ** 0.5
+        rows = torch.cat([inputs - mean, self.directions * self.count**0.5, shift[None]])
+        joined = torch.lerp(self.mean, mean, new / count)
+        return InputGroup(count, joined, _leading(rows) / count**0.5, self.rest)
+
+
+def _leading(rows: Tensor) -> Tensor:
+    """Return B [≤ RANK, d] of largest trace with BᵀB ≈ rowsᵀ rows, by the rows' Gram matrix."""
+    gram = rows.double() @ rows.double().T
+    _, vectors = torch.linalg.eigh(gram)
+    leading: Tensor = vectors[:, -RANK:].flip(1).T.to(rows) @ rows
+    return leading
+
+
+class InputGaussians:
+    """Gaussians of all earlier inputs, by group.
+
+    Attributes:
+        shape: of one input.
+        dtype: of the inputs, and of those drawn.
+        groups: by predicted class and task label (0 where there is none).
+    """
+
+    def __init__(self) -> None:
+        self.shape: tuple[int, ...] = ()
+        self.dtype = torch.float32
+        self.groups: dict[Key, InputGroup] = {}
+
+    @staticmethod
+    def fits(batches: Sequence[Sequence[Tensor]]) -> bool:
+        """Tell whether batches have inputs whose Gaussian can be taken.
+
+        Args:
+            batches: of a task, inputs first.
+
+        Returns:
+            True if the inputs are finite real numbers, of one shape, and all other parts are
+            numbers that belong to an input, labels for instance, and no further data.
+        """
+        inputs = [batch[0] for batch in batches]
+        others = [part for batch in batches for part in batch[1:]]
+        return (
+            all(x.is_floating_point() and x[0].numel() > 0 for x in inputs)
+            and len({tuple(x.shape[1:]) for x in inputs}) == 1
+            and all(part[0].numel() == 1 for part in others)
+            and all(bool(torch.isfinite(x).all()) for x in inputs)
+        )
+
+    @torch.no_grad()
+    def take_in(self, parts: Sequence[Tensor], classes: Tensor, weights: int) -> None:
+        """Take in the moments of a task's inputs.
+
+        Args:
+            parts: tensors of equal length, inputs [n, …] first. Where there are three or more the
+                last holds task labels, as in Avalanche.
+            classes: [n], the class that the network gives each input; 0 where it has none.
+            weights: of the network; more of them allow for more groups.
+        """
+        inputs = parts[0]
+        if self.groups and tuple(inputs.shape[1:]) != self.shape:
+            warnings.warn(
+                f"inputs have shape {tuple(inputs.shape[1:])}, those of the earlier tasks had "
+                f"{self.shape}: this task will not be rehearsed, its constraint alone holds it",
+                stacklevel=2,
+            )
+            return
+        self.shape, self.dtype = tuple(inputs.shape[1:]), inputs.dtype
+        rows = inputs.flatten(1).float()
+        labels = parts[-1] if len(parts) > 2 else torch.zeros_like(classes)
+        pairs = torch.stack([classes, labels.to(classes).reshape(len(classes), -1)[:, 0]], dim=1)
+        limit = max(_LEAST_GROUPS, int(_FLOATS_A_WEIGHT * weights / ((RANK + 1) * rows.shape[1])))
+        for pair in torch.unique(pairs, dim=0):
+            members = (pairs == pair).all(1).nonzero()[:, 0]
+            key = self._key(int(pair[0]), int(pair[1]), limit)
+            group = self.groups.get(key)
+            if group is None:
+                rest = [part[members[:1]].clone() for part in parts[1:]]
+                nothing = rows.new_zeros((0, rows.shape[1]))
+                group = InputGroup(0, nothing.sum(0), nothing, rest)
+            self.groups[key] = group.joined(rows[members])
+
+    def _key(self, of_class: int, label: int, limit: int) -> Key:
+        """Return the group of a class and task label: at the limit, a small one of that label."""
+        key = (of_class, label)
+        others = [k for k in self.groups if k[1] == label]
+        if key in self.groups or len(self.groups) < limit or not others:
+            return key
+        return min(others, key=lambda k: (self.groups[k].count, k))
+
+    def draw(self, number: int, generator: torch.Generator) -> list[Tensor]:
+        """Return a batch of pseudo-inputs, groups in proportion to their counts.
+
+        Args:
+            number: n ≥ 1.
+            generator: on the CPU.
+
+        Returns:
+            [n, …] in the inputs' shape, then the other parts, on the groups' device.
+        """
+        groups = list(self.groups.values())
+        counts = torch.tensor([group.count for group in groups], dtype=torch.float64)
+        chosen = torch.multinomial(counts, number, replacement=True, generator=generator)
+        means = groups[0].mean
+        noise = torch.randn(number, RANK, generator=generator).to(means)
+        found = means.new_empty((number, len(means)))
+        rest = [part.expand(number, *part.shape[1:]).clone() for part in groups[0].rest]
+        for i, group in enumerate(groups):
+            places = (chosen == i).nonzero()[:, 0].to(means.device)
+            B = group.directions
+            found[places] = group.mean + noise[places, : len(B)] @ B
+            for whole, part in zip(rest, group.rest, strict=True):
+                whole[places] = part
+        return [found.reshape(number, *self.shape).to(self.dtype), *rest]
+
+    def tensors(self) -> list[Tensor]:
+        """Return the moments, to be sent between processes in place.
+
+        Returns:
+            Means and directions, group by group.
+        """
+        return [t for group in self.groups.values() for t in (group.mean, group.directions)]
+
+    def bytes_held(self) -> int:
+        """Return the bytes of all moments.
+
+        Returns:
+            Bytes.
+        """
+        return sum(t.numel() * t.element_size() for t in self.tensors())
+
+    def state_dict(self) -> State:
+        """Return it as plain state.
+
+        Returns:
+            Shape and groups; groups are never written to.
+        """
+        return {
+            "shape": list(self.shape),
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "groups": [
+                {
+                    "key": list(key),
+                    "count": group.count,
+                    "mean": group.mean,
+                    "directions": group.directions,
+                    "rest": group.rest,
+                }
+                for key, group in self.groups.items()
+            ],
+        }
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any] | None, device: torch.device) -> InputGaussians:
+        """Return what ``state_dict`` encoded.
+
+        Args:
+            state: its result; None, of an earlier flatcl, for no group.
+            device: of the model.
+
+        Returns:
+            The Gaussians.
+
+        Raises:
+            StateError: something is missing or of a shape that does not fit.
+        """
+        found = cls()
+        if state is None:
+            return found
+        what = "Gaussians of inputs"
+        found.shape = tuple(int(n) for n in entry(state, "shape", what))
+        found.dtype = getattr(torch, str(entry(state, "dtype", what)))
+        for saved in entry(state, "groups", what):
+            of_class, label = entry(saved, "key", what)
+            mean, directions = (entry(saved, k, what).to(device) for k in ("mean", "directions"))
+            if directions.shape[1:] != mean.shape or directions.shape[0] > RANK:
+                raise StateError(
+                    f"the saved {what} have directions {tuple(directions.shape)} about a mean "
+                    f"{tuple(mean.shape)}: save them anew"
+                )
+            rest = [part.to(device) for part in entry(saved, "rest", what)]
+            group = InputGroup(int(entry(saved, "count", what)), mean, directions, rest)
+            found.groups[int(of_class), int(label)] = group
+        return found

@@ -1,0 +1,215 @@
+"""Pseudo-rehearsal: the earlier tasks' loss beyond its quadratic forecast, without their data.
+
+A quadratic constraint is exact near its anchor; along the way of a whole task units switch on and
+off, and the forecast falls short. Here the old network itself is asked. At pseudo-inputs x̃, drawn
+from Gaussians of the earlier tasks' inputs (``gaussians``), the predictions p of the network as it
+was when the task began are compared with the present ones q:
+
+    R = ⟨KL(p(x̃) ‖ q(x̃))⟩,
+
+in nats like the loss that it is added to. It is the mean rise of the earlier tasks' cross-entropy
+where the pseudo-inputs stand for their inputs and p for their labels. The constraint holds what the
+Gaussians miss, R what the quadratic misses. Its weight is 1 however many the tasks: the sum over
+tasks would be the exact weight, and would cross the stability limit of a learning rate chosen for
+the new task's loss.
+
+R enters every second step, doubled: half the cost, and no result differs.
+
+Source: pseudo-rehearsal, Robins, Connection Science 7 (1995) 123–146; distillation, Hinton et al.,
+arXiv 1503.02531 (2015).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from flatcl.core.gaussians import InputGaussians
+from flatcl.core.gradients import Forward, evaluation_mode, outputs_of
+from flatcl.core.riders import rides_free, riding
+from flatcl.core.saved import State, entry
+
+_POOL = 1024  # pseudo-inputs a task, visited in turn
+_POOL_FLOATS = 2**24  # at most, whatever the size of an input
+_BATCH = 128  # inputs a forward pass of the old network
+_EVERY = 2  # steps from one rehearsal to the next
+
+
+def _log_predictions(outputs: Tensor) -> Tensor:
+    """Return log p [..., C], in float32 at least; a single output is the logit of one of two."""
+    wide = outputs.to(torch.promote_types(outputs.dtype, torch.float32))
+    if wide.shape[-1] == 1:
+        wide = torch.cat([wide, torch.zeros_like(wide)], dim=-1)
+    return wide.log_softmax(-1)
+
+
+def _predictions_at(
+    model: nn.Module, forward: Forward, batches: Sequence[Sequence[Tensor]]
+) -> list[Tensor]:
+    with evaluation_mode(model), torch.no_grad():
+        return [_log_predictions(outputs_of(forward, batch)) for batch in batches]
+
+
+def take_in(
+    gaussians: InputGaussians,
+    model: nn.Module,
+    forward: Forward,
+    batches: Sequence[Sequence[Tensor]],
+) -> None:
+    """Add a task's inputs to the Gaussians, grouped by the network's own predictions of them.
+
+    Args:
+        gaussians: updated; left as they are where inputs are not numbers of one shape.
+        model: the network at the task's end, whose modes are left as they are.
+        forward: from a batch to outputs [..., C].
+        batches: of the task, inputs first.
+    """
+    if not gaussians.fits(batches):
+        return
+    found = _predictions_at(model, forward, batches)
+    if all(outputs.dim() == 2 for outputs in found):
+        classes = torch.cat(found).argmax(-1)
+    else:  # tokens or pixels: an input has no class of its own
+        classes = torch.zeros(sum(len(batch[0]) for batch in batches), dtype=torch.long)
+    parts = [torch.cat(pieces) for pieces in zip(*batches, strict=True)]
+    gaussians.take_in(parts, classes, sum(p.numel() for p in model.parameters()))
+
+
+class Rehearsal:
+    """One task's rehearsal of the tasks before it.
+
+    Args:
+        parts: a pool of pseudo-inputs, with the batch's other parts.
+        expected: log p of the old network there, [n, …, C].
+        number: pseudo-inputs a step.
+        free: whether pseudo-inputs may ride along with a batch; see ``riders``.
+    """
+
+    def __init__(
+        self, parts: Sequence[Tensor], expected: Tensor, number: int, *, free: bool
+    ) -> None:
+        self.parts, self.expected, self.number, self.free = list(parts), expected, number, free
+        self.calls = 0
+        self._outputs: Tensor | None = None
+
+    @classmethod
+    def begun(
+        cls,
+        gaussians: InputGaussians,
+        model: nn.Module,
+        forward: Forward,
+        *,
+        number: int,
+        generator: torch.Generator,
+    ) -> Rehearsal:
+        """Return the rehearsal of a task that begins at the present weights.
+
+        Args:
+            gaussians: of the earlier tasks' inputs, of one group at least.
+            model: the network, whose modes are left as they are.
+            forward: from a batch to outputs [..., C].
+            number: pseudo-inputs a step, ≥ 1.
+            generator: on the CPU.
+
+        Returns:
+            The rehearsal.
+        """
+        visits = max(1, min(_POOL, _POOL_FLOATS // math.prod(gaussians.shape)) // number)
+        parts = gaussians.draw(visits * number, generator)
+        batches = list(zip(*(torch.split(part, _BATCH) for part in parts), strict=True))
+        expected = torch.cat(_predictions_at(model, forward, batches))
+        some = [part[:number] for part in parts]
+        return cls(parts, expected, number, free=rides_free(model, forward, some))
+
+    @property
+    def due(self) -> bool:
+        """Whether the next call of ``loss`` returns more than 0."""
+        return self.calls % _EVERY == 0
+
+    @contextmanager
+    def joined(self, model: nn.Module) -> Iterator[None]:
+        """Let the next pass of the network carry the next pseudo-inputs along, if it can.
+
+        Args:
+            model: the network.
+
+        Yields:
+            Nothing.
+        """
+        if not (self.free and self.due):
+            yield
+            return
+        with riding(model, self._next()) as ride:
+            yield
+        self._outputs = ride.outputs
+
+    def loss(self, model: nn.Module, forward: Forward) -> Tensor:
+        """Return this step's share of R, to be differentiated.
+
+        Args:
+            model: the network, in evaluation mode meanwhile.
+            forward: from a batch to outputs [..., C].
+
+        Returns:
+            A scalar, nats: R at the next pseudo-inputs times the steps that it stands for, or 0.
+        """
+        outputs, self._outputs = self._outputs, None
+        if not self.due:
+            self.calls += 1
+            return self.expected.new_zeros(())
+        if outputs is None:
+            with evaluation_mode(model):
+                outputs = outputs_of(forward, self._next())
+        start = self._start
+        self.calls += 1
+        expected = self.expected[start : start + self.number].flatten(0, -2)
+        found = _log_predictions(outputs).flatten(0, -2)
+        divergence = F.kl_div(found, expected, reduction="batchmean", log_target=True)
+        return _EVERY * divergence
+
+    @property
+    def _start(self) -> int:
+        return self.calls // _EVERY * self.number % len(self.expected)
+
+    def _next(self) -> list[Tensor]:
+        return [part[self._start : self._start + self.number] for part in self.parts]
+
+    def state_dict(self) -> State:
+        """Return it as plain state.
+
+        Returns:
+            The pool, which is never written to, and the place in it.
+        """
+        return {
+            "parts": self.parts,
+            "expected": self.expected,
+            "free": self.free,
+            "calls": self.calls,
+        }
+
+    @classmethod
+    def from_state(
+        cls, state: Mapping[str, Any], *, number: int, device: torch.device
+    ) -> Rehearsal:
+        """Return what ``state_dict`` encoded.
+
+        Args:
+            state: its result.
+            number: pseudo-inputs a step.
+            device: of the model.
+
+        Returns:
+            The rehearsal.
+        """
+        what = "rehearsal"
+        parts = [part.to(device) for part in entry(state, "parts", what)]
+        expected = entry(state, "expected", what).to(device)
+        found = cls(parts, expected, number, free=bool(entry(state, "free", what)))
+        found.calls = int(entry(state, "calls", what))
+        return found

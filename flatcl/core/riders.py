@@ -1,0 +1,114 @@
+"""Inputs that ride along with a training batch: one pass of the network in place of two.
+
+A pass over a few inputs costs far more than their share of a batch, since every weight is read for
+it and every gradient added once more. Where a network treats the rows of a batch each by itself and
+alike in training and evaluation (no batch statistics, no dropout), further rows change nothing for
+the batch. Two hooks, alive for one pass only, append them to the network's arguments and cut their
+outputs off again, so that neither the training loop nor anything in it sees them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from flatcl.core.gradients import Forward, evaluation_mode, outputs_of
+
+_CLOSE = 1e-3  # of a row's outputs in another batch, relative to the largest: kernels differ
+
+
+class Ride:
+    """What a ride brought home.
+
+    Attributes:
+        outputs: of the riders, [n, …]; None if they could not ride.
+    """
+
+    outputs: Tensor | None = None
+
+
+@contextmanager
+def riding(model: nn.Module, riders: Sequence[Tensor]) -> Iterator[Ride]:
+    """Append riders to the first training pass of the network while the body runs.
+
+    A pass in evaluation mode, without gradients, or of arguments that do not fit is left as it is.
+
+    Args:
+        model: the network, called with inputs [B, …] alone or with task labels after them.
+        riders: parts of a batch, inputs first, task labels last.
+
+    Yields:
+        The ride.
+    """
+    ride = Ride()
+    aboard = 0
+
+    def enter(_: nn.Module, args: tuple[object, ...]) -> tuple[Tensor, ...] | None:
+        nonlocal aboard
+        wanted = [riders[0], riders[-1]][: len(args)]
+        if aboard or not (model.training and torch.is_grad_enabled() and len(args) in (1, 2)):
+            return None
+        tensors = [arg for arg in args if isinstance(arg, Tensor)]
+        if len(tensors) < len(args) or len(wanted) < len(args) or len(args) > len(riders):
+            return None
+        for own, other in zip(tensors, wanted, strict=True):
+            if own.dtype != other.dtype or own.shape[1:] != other.shape[1:]:
+                return None
+        aboard = len(tensors[0])
+        return tuple(torch.cat(pair) for pair in zip(tensors, wanted, strict=True))
+
+    def leave(_: nn.Module, __: tuple[object, ...], outputs: object) -> Tensor | None:
+        if not aboard or ride.outputs is not None:
+            return None
+        if not isinstance(outputs, Tensor) or len(outputs) != aboard + len(riders[0]):
+            return None
+        ride.outputs = outputs[aboard:]
+        return outputs[:aboard]
+
+    hooks = model.register_forward_pre_hook(enter), model.register_forward_hook(leave)
+    try:
+        yield ride
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def rides_free(model: nn.Module, forward: Forward, riders: Sequence[Tensor]) -> bool:
+    """Tell by trial whether riders change nothing for a batch, nor the batch for them.
+
+    Args:
+        model: the network; modes, buffers and random states are left as they are.
+        forward: from a batch to outputs [..., C].
+        riders: parts of a batch, inputs first.
+
+    Returns:
+        True if a training pass with them returns, row by row, what evaluation passes do.
+    """
+    devices = {p.device.index or 0 for p in model.parameters() if p.is_cuda}
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    modes = [(module, module.training) for module in model.modules()]
+    with torch.random.fork_rng(devices=sorted(devices)):
+        try:
+            with evaluation_mode(model), torch.no_grad():
+                alone = outputs_of(forward, riders)
+            model.train()
+            with riding(model, riders) as ride:
+                batch = outputs_of(forward, [torch.flip(part, [0]) for part in riders]).detach()
+        except Exception:  # whatever a network raises that cannot be called so: it is left alone
+            return False
+        finally:
+            for module, mode in modes:
+                module.training = mode
+            with torch.no_grad():
+                changed = any(not torch.equal(buffer, kept) for buffer, kept in buffers)
+                for buffer, kept in buffers:
+                    buffer.copy_(kept)
+    found = ride.outputs
+    if changed or found is None or batch.shape != alone.shape:
+        return False
+    limit = max(_CLOSE, 4.0 * torch.finfo(alone.dtype).eps) * float(alone.abs().max())
+    rows = torch.stack([found.detach().reshape(alone.shape), batch.flip(0)])
+    return bool((rows - alone).abs().max() <= limit)

@@ -1,0 +1,381 @@
+"""Gaussians of inputs, the rehearsal at their draws, and inputs that ride along with a batch."""
+
+from __future__ import annotations
+
+import copy
+import io
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from flatcl.core.engine import Landscape
+from flatcl.core.gaussians import RANK, InputGaussians
+from flatcl.core.options import LDCOptions
+from flatcl.core.rehearsal import Rehearsal, take_in
+from flatcl.core.riders import rides_free, riding
+from flatcl.errors import StateError
+
+WEIGHTS = 10**6
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def inputs_of(n, d, seed=0, spread=1.0):
+    mixing = torch.randn(d, d, generator=generator(99)) * spread
+    return torch.randn(n, d, generator=generator(seed)) @ mixing + torch.arange(d)
+
+
+def taken(*tasks, classes=None):
+    found = InputGaussians()
+    for x in tasks:
+        zeros = torch.zeros(len(x), dtype=torch.long)
+        found.take_in([x], zeros if classes is None else classes, WEIGHTS)
+    return found
+
+
+def moments(x):
+    x = x.double()
+    return x.mean(0), (x - x.mean(0)).T @ (x - x.mean(0)) / len(x)
+
+
+@pytest.mark.parametrize("sizes", [(50,), (50, 30), (1, 40, 7)])
+def test_moments_of_parts_are_those_of_the_whole(sizes):
+    parts = [inputs_of(n, RANK, seed) for seed, n in enumerate(sizes)]
+    (group,) = taken(*parts).groups.values()
+    mean, covariance = moments(torch.cat(parts))
+    assert group.count == sum(sizes)
+    torch.testing.assert_close(group.mean.double(), mean, rtol=1e-5, atol=1e-5)
+    B = group.directions.double()
+    torch.testing.assert_close(B.T @ B, covariance, rtol=1e-4, atol=1e-4)
+
+
+def test_more_dimensions_keep_the_leading_principal_directions():
+    x = inputs_of(200, 30)
+    (group,) = taken(x).groups.values()
+    values, vectors = torch.linalg.eigh(moments(x)[1])
+    best = (vectors[:, -RANK:] * values[-RANK:]) @ vectors[:, -RANK:].T
+    B = group.directions.double()
+    assert B.shape == (RANK, 30)
+    torch.testing.assert_close(B.T @ B, best, rtol=1e-4, atol=1e-3)
+
+
+def test_draws_have_the_groups_moments_shares_and_labels():
+    low, high = inputs_of(100, 4, 1), inputs_of(300, 4, 2) + 50.0
+    found = InputGaussians()
+    x, t = torch.cat([low, high]).reshape(400, 2, 2), torch.tensor([3] * 100 + [5] * 300)
+    found.take_in([x, torch.zeros(400), t], torch.zeros(400, dtype=torch.long), WEIGHTS)
+    drawn, other, label = found.draw(40_000, generator())
+    assert drawn.shape == (40_000, 2, 2)
+    assert drawn.dtype == x.dtype
+    assert not other.any()
+    of_low = label == 3
+    assert of_low.double().mean().item() == pytest.approx(0.25, abs=0.01)
+    for part, whole in ((drawn[of_low], low), (drawn[~of_low], high)):
+        mean, covariance = moments(whole)
+        found_mean, found_covariance = moments(part.flatten(1))
+        scale = covariance.diagonal().max()
+        assert (found_mean - mean).abs().max() < 5 * (scale / len(part)) ** 0.5
+        assert (found_covariance - covariance).abs().max() < 0.06 * scale
+
+
+def test_draws_depend_on_the_generator_alone():
+    gaussians = taken(inputs_of(20, 5))
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    a, b = (gaussians.draw(6, generator(3))[0] for _ in range(2))
+    assert torch.equal(a, b)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_groups_stay_few_and_keep_to_their_task_label():
+    found = InputGaussians()
+    for label in (0, 1):
+        x = inputs_of(60, 3, label)
+        classes = torch.arange(60)
+        t = torch.full((60,), label)
+        found.take_in([x, classes, t], classes, weights=1)
+    # 16 at the least, and one more for a label that came when these were full.
+    assert len(found.groups) == 17
+    assert sum(group.count for group in found.groups.values()) == 120
+    assert all(int(group.rest[1]) == key[1] for key, group in found.groups.items())
+
+
+@pytest.mark.parametrize(
+    "batch",
+    [
+        [torch.zeros(4, 3, dtype=torch.long)],
+        [torch.zeros(4, 3), torch.zeros(4, 2)],
+        [torch.tensor([[0.0], [float("nan")]])],
+    ],
+    ids=["tokens", "second-input", "nan"],
+)
+def test_inputs_without_a_gaussian_are_left_out(batch):
+    found = InputGaussians()
+    take_in(found, nn.Linear(3, 2), lambda b: b[0].new_zeros(len(b[0]), 2).float(), [batch])
+    assert not found.groups
+
+
+def test_inputs_of_another_shape_are_left_out_with_a_warning():
+    found = taken(inputs_of(20, 4))
+    with pytest.warns(UserWarning, match=r"shape \(6,\).*had \(4,\)"):
+        found.take_in([inputs_of(20, 6)], torch.zeros(20, dtype=torch.long), WEIGHTS)
+    assert found.shape == (4,)
+    assert [group.count for group in found.groups.values()] == [20]
+
+
+class Model(nn.Module):
+    """Two layers, with or without something that mixes a batch or is random."""
+
+    def __init__(self, middle=None, outputs=3):
+        super().__init__()
+        torch.manual_seed(0)
+        self.net = nn.Sequential(
+            nn.Linear(4, 16), middle or nn.Identity(), nn.Tanh(), nn.Linear(16, outputs)
+        )
+
+    def forward(self, x):
+        return self.net(x)
+
+
+def forward_of(model):
+    return lambda batch: model(batch[0])
+
+
+def begun(model, number=8):
+    return Rehearsal.begun(
+        taken(inputs_of(50, 4, spread=0.3)),
+        model,
+        forward_of(model),
+        number=number,
+        generator=generator(),
+    )
+
+
+MIDDLES = {"plain": None, "norm": nn.BatchNorm1d(16), "dropout": nn.Dropout(0.5)}
+
+
+@pytest.mark.parametrize("kind", MIDDLES)
+def test_the_loss_starts_at_zero_and_is_the_divergence_in_evaluation_mode(kind):
+    model = Model(copy.deepcopy(MIDDLES[kind]))
+    rehearsal = begun(model)
+    old = copy.deepcopy(model).eval()
+    first = rehearsal.loss(model, forward_of(model))
+    assert abs(first.item()) < 1e-6
+    assert rehearsal.loss(model, forward_of(model)).item() == 0.0  # every second step
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(0.3 * torch.randn(p.shape, generator=generator(7)))
+    loss = rehearsal.loss(model, forward_of(model))
+    x = rehearsal.parts[0][8:16]
+    new = copy.deepcopy(model).eval()
+    p, q = old(x).softmax(-1).double(), new(x).softmax(-1).double()
+    divergence = (p * (p / q).log()).sum(-1).mean()
+    assert loss.item() == pytest.approx(2 * divergence.item(), rel=1e-4)
+    assert model.training
+    loss.backward()
+    expected = torch.autograd.grad(2 * divergence, list(new.parameters()))
+    for p, g in zip(model.parameters(), expected, strict=True):
+        torch.testing.assert_close(p.grad, g, rtol=1e-3, atol=1e-5)
+
+
+def test_a_single_output_is_a_logit_and_rows_of_outputs_are_a_mean():
+    model = Model(outputs=1)
+    rehearsal = begun(model)
+    with torch.no_grad():
+        model.net[-1].bias += 1.0
+    x = rehearsal.parts[0][:8]
+    q = model(x)[:, 0].sigmoid()
+    p = (model(x)[:, 0] - 1.0).sigmoid()
+    bernoulli = (p * (p / q).log() + (1 - p) * ((1 - p) / (1 - q)).log()).mean()
+    assert rehearsal.loss(model, forward_of(model)).item() == pytest.approx(
+        2 * bernoulli.item(), rel=1e-4
+    )
+
+    model = Model(outputs=6)
+    rows = lambda batch: model(batch[0]).reshape(-1, 2, 3)  # noqa: E731
+    gaussians = taken(inputs_of(50, 4))
+    several = Rehearsal.begun(gaussians, model, rows, number=8, generator=generator())
+    assert several.expected.shape == (1024, 2, 3)
+    with torch.no_grad():
+        model.net[-1].bias[0] += 1.0
+    p, found = several.expected[:8].exp(), rows([several.parts[0][:8]]).log_softmax(-1)
+    divergence = (p * (several.expected[:8] - found)).sum(-1).mean()
+    assert several.loss(model, rows).item() == pytest.approx(2 * divergence.item(), rel=1e-4)
+
+
+def test_the_pool_is_visited_in_turn_and_begun_again():
+    model = Model()
+    rehearsal = begun(model, number=300)
+    assert len(rehearsal.expected) == 900
+    seen = []
+    for _ in range(8):
+        if rehearsal.due:
+            seen.append(rehearsal._start)
+        rehearsal.loss(model, forward_of(model))
+    assert seen == [0, 300, 600, 0]
+
+
+@pytest.mark.parametrize("kind", MIDDLES)
+def test_riders_change_nothing_and_are_let_on_only_where_they_would_not(kind):
+    model = Model(copy.deepcopy(MIDDLES[kind]))
+    x, riders = inputs_of(6, 4, 1), [inputs_of(3, 4, 2)]
+    buffers = copy.deepcopy(dict(model.named_buffers()))
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    assert rides_free(model, forward_of(model), riders) == (kind == "plain")
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(torch.equal(b, buffers[n]) for n, b in model.named_buffers())
+    assert all(module.training for module in model.modules())
+    if kind != "plain":
+        return
+    with riding(model, riders) as ride:
+        outputs = model(x)
+        again = model(x)  # only the first pass has riders
+    torch.testing.assert_close(outputs, model(x))
+    torch.testing.assert_close(ride.outputs, model(riders[0]))
+    assert len(again) == len(outputs) == 6
+    with riding(model.eval(), riders) as ride:
+        model(x)
+    assert ride.outputs is None
+    model.train()
+    with riding(model, [riders[0][:, :2]]) as ride:  # another shape
+        model(x)
+    assert ride.outputs is None
+    assert not model._forward_hooks
+    assert not model._forward_pre_hooks
+
+
+def test_a_network_that_cannot_be_called_with_riders_is_left_alone():
+    class Pair(Model):
+        def forward(self, x, scale):
+            return self.net(x) * scale.sum()
+
+    model = Pair()
+    assert not rides_free(model, lambda b: model(b[0], torch.ones(2)), [inputs_of(3, 4)])
+
+    class Tuple(Model):
+        def forward(self, x):
+            return (self.net(x), x)
+
+    model = Tuple()
+    assert not rides_free(model, lambda b: model(b[0])[0], [inputs_of(3, 4)])
+
+
+def test_joined_and_separate_passes_have_the_same_gradients():
+    found = {}
+    for join in (False, True):
+        model = Model()
+        rehearsal = begun(model)
+        with torch.no_grad():
+            model.net[0].weight.mul_(1.3)
+        x = inputs_of(6, 4, 1)
+        if join:
+            with rehearsal.joined(model):
+                outputs = model(x)
+        else:
+            outputs = model(x)
+        (outputs.logsumexp(-1).mean() + rehearsal.loss(model, forward_of(model))).backward()
+        found[join] = [p.grad for p in model.parameters()]
+    for a, b in zip(found[False], found[True], strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+def two_tasks(join=True, **options):
+    """Two tasks of two classes, one of them in both; the landscape, and the first task's loss."""
+    torch.manual_seed(0)
+    model = Model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    landscape = Landscape(model, optimizer, options=LDCOptions(probe_inputs=60, **options))
+    old = None
+    for task in (0, 1):
+        x = inputs_of(64, 4, task, spread=0.3)
+        x[:, 0] += 6.0 * task
+        x[:32, 1] += 6.0
+        y = torch.full((64,), task)
+        y[:32] = 2
+        landscape.begin_task()
+        for _ in range(60):
+            optimizer.zero_grad()
+            if join:
+                with landscape.joining():
+                    outputs = model(x)
+                loss = F.cross_entropy(outputs, y) + landscape.rehearsal()
+            else:
+                loss = F.cross_entropy(model(x), y)
+            loss.backward()
+            optimizer.step()
+            landscape.step()
+        landscape.end_task([(x, y)])
+        old = old or (x, y)
+    with torch.no_grad():
+        forgotten = float(F.cross_entropy(model(old[0]), old[1]))
+    return landscape, forgotten
+
+
+def test_a_landscape_rehearses_and_forgets_less():
+    # A constraint too weak to hold anything: what is held, the rehearsal holds.
+    rehearsed, with_it = two_tasks(strength=1e-6)
+    alone, without = two_tasks(join=False, strength=1e-6)
+    assert with_it < 0.6 * without
+    assert rehearsed.inputs.groups
+    assert alone.bytes_held() == rehearsed.bytes_held()
+    floats = sum(g.mean.numel() + g.directions.numel() for g in alone.inputs.groups.values())
+    assert alone.inputs.bytes_held() == 4 * floats
+
+
+@pytest.mark.parametrize("options", [{"pseudo_inputs": 0}, {"strength": 0.0}, {"source": "sgd"}])
+def test_it_can_be_switched_off(options):
+    model = Model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    landscape = Landscape(model, optimizer, options=LDCOptions(interval=2, **options))
+    with pytest.raises(StateError, match="no task is running"):
+        landscape.rehearsal()
+    x = inputs_of(20, 4)
+    for _ in range(2):
+        landscape.begin_task(10)
+        for _ in range(10):
+            optimizer.zero_grad()
+            with landscape.joining():
+                outputs = model(x)
+            loss = landscape.rehearsal()
+            assert loss.item() == 0.0
+            (outputs.square().mean() + loss).backward()
+            optimizer.step()
+            landscape.step(20)
+        landscape.end_task([x])
+    assert not landscape.inputs.groups
+    assert landscape.inputs.bytes_held() == 0
+
+
+def test_state_goes_through_a_file_and_earlier_versions_are_read():
+    landscape, _ = two_tasks()
+    landscape.begin_task()
+    landscape.rehearsal()
+    file = io.BytesIO()
+    torch.save(landscape.state_dict(), file)
+    file.seek(0)
+    state = torch.load(file, weights_only=True)
+    other = Landscape(landscape.model, landscape.metric.optimizer, options=landscape.options)
+    other.load_state_dict(state)
+    ours, theirs = landscape.task.rehearsal, other.task.rehearsal
+    assert (ours.calls, ours.free) == (theirs.calls, theirs.free) == (1, True)
+    assert torch.equal(ours.parts[0], theirs.parts[0])
+    assert other.inputs.groups.keys() == landscape.inputs.groups.keys()
+    drawn = [held.inputs.draw(5, generator())[0] for held in (landscape, other)]
+    assert torch.equal(*drawn)
+
+    state["version"] = 2
+    del state["inputs"], state["task"]["rehearsal"]
+    older = Landscape(landscape.model, landscape.metric.optimizer, options=landscape.options)
+    older.load_state_dict(state)
+    assert not older.inputs.groups
+    assert older.rehearsal().item() == 0.0
+    older.task = None
+    state = landscape.state_dict()
+    state["inputs"]["groups"][0]["mean"] = torch.zeros(2)
+    with pytest.raises(StateError, match="Gaussians of inputs"):
+        older.load_state_dict(state)
