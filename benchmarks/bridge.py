@@ -109,10 +109,14 @@ def run(setup: Setup, stream: str, source: Source, seed: int) -> list[Row]:
     sides = (nn.Linear(784, 50), nn.ReLU(), nn.Linear(50, 50), nn.ReLU(), nn.Linear(50, 10))
     model = nn.Sequential(*sides)
     optimizer = torch.optim.SGD(model.parameters(), lr=setup.lr)
-    options = LDCOptions(source=source, seed=derive_seed("bridge", seed, "noise") % 2**32)
+    options = LDCOptions(
+        source=source, pseudo_inputs=0, seed=derive_seed("bridge", seed, "noise") % 2**32
+    )
     landscape = Landscape(model, optimizer, options=options)
     # The same measurement of a task alone: it holds no earlier task, so that it never pulls.
-    own_options = LDCOptions(source=source, damping=0.0, centre=False, seed=options.seed)
+    own_options = LDCOptions(
+        source=source, damping=0.0, centre=False, pseudo_inputs=0, seed=options.seed
+    )
     rows: list[Row] = []
     seen: list[Task] = []
     for t, (x, y) in enumerate(setup.tasks(stream, seed)):

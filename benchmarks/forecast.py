@@ -125,7 +125,9 @@ def run(stream_name: str, strength: float, seed: int) -> dict[str, Any]:
     )
     model = make_model(stream.input_shape, stream.n_outputs, seed=seed)
     optimizer = torch.optim.SGD(model.parameters(), lr=options.lr)
-    landscape = Landscape(model, optimizer, options=LDCOptions(strength=strength, per_task=True))
+    landscape = Landscape(
+        model, optimizer, options=LDCOptions(strength=strength, per_task=True, pseudo_inputs=0)
+    )
     tests = [
         e.dataset.batch(torch.arange(len(e.dataset)))[:2] for e in stream.benchmark.test_stream
     ]

@@ -25,7 +25,26 @@ from avalanche.training.templates import SupervisedTemplate  # noqa: E402
 
 _DEFAULT = LDCOptions()
 
-__all__ = ["LDC", "LDCPlugin", "OldClassOffset"]
+__all__ = ["LDC", "LDCPlugin", "OldClassOffset", "PseudoRehearsal"]
+
+
+class PseudoRehearsal(LDCPlugin):
+    """LDC's pseudo-rehearsal without its constraint: it composes with every method.
+
+    Adds to the loss how far the network's predictions at Gaussian pseudo-inputs are from what they
+    were when the experience began; see ``flatcl.core.rehearsal``. LDC has it already.
+
+    Args:
+        pseudo_inputs: draws at every second step; None for LDC's own number.
+        seed: of the draws, and of the inputs whose moments are taken.
+
+    Raises:
+        OptionError: an argument is out of its range.
+    """
+
+    def __init__(self, pseudo_inputs: int | None = None, seed: int = 0) -> None:
+        number = LDCOptions().use_pseudo_inputs if pseudo_inputs is None else pseudo_inputs
+        super().__init__(strength=0.0, pseudo_inputs=number, seed=seed)
 
 
 class LDC(SupervisedTemplate):
@@ -88,7 +107,7 @@ class LDC(SupervisedTemplate):
         evaluator: EvaluationPlugin | Callable[[], EvaluationPlugin] = default_evaluator,
         eval_every: int = -1,
         strength: float = _DEFAULT.strength,
-        pseudo_inputs: int = _DEFAULT.pseudo_inputs,
+        pseudo_inputs: int | None = _DEFAULT.pseudo_inputs,
         interval: int = _DEFAULT.interval,
         source: Source = _DEFAULT.source,
         damping: float | None = _DEFAULT.damping,

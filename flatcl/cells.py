@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
-from flatcl.avalanche import LDCPlugin, OldClassOffset
+from flatcl.avalanche import LDCPlugin, OldClassOffset, PseudoRehearsal
 from flatcl.data import load_images
 from flatcl.errors import FlatclError, NonFiniteError, OptionError
 from flatcl.evaluation import accuracy_row
@@ -193,7 +193,9 @@ class _Run:
 
     def _strategy(self, model: nn.Module) -> SupervisedTemplate:
         options, method = self.options, self.cell.method
-        offset = [OldClassOffset(options.offset)] if options.offset > 0 else []
+        own: list[Any] = [OldClassOffset(options.offset)] if options.offset > 0 else []
+        if options.rehearsal and method != "ldc":
+            own.append(PseudoRehearsal(seed=derive_seed(self.cell.seed, "noise", "rehearsal")))
         common: dict[str, Any] = {
             "model": model,
             "optimizer": self._optimizer(model),
@@ -201,12 +203,12 @@ class _Run:
             "train_mb_size": options.batch_size,
             "train_epochs": options.epochs,
             "device": self.device,
-            "plugins": offset,
+            "plugins": own,
             "evaluator": EvaluationPlugin(loggers=[BaseLogger()]),  # none would be warned about
         }
         if method != "ldc":
             return RIVALS[method].build(self.cell.value, memory=options.memory, **common)
-        common["plugins"] = [*offset, self._ldc()]
+        common["plugins"] = [*own, self._ldc()]
         return fast(SupervisedTemplate)(**common)
 
     def _ldc(self) -> LDCPlugin:

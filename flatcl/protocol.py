@@ -12,7 +12,10 @@ METHODS = ("naive", "ewc", "ewc-online", "si", "mas", "lwf", "replay", "joint", 
 """The methods that can be compared, in the order in which tables show them."""
 
 SCENARIOS = ("permuted", "rotated", "split-task", "split-domain", "split-class")
-OF_LDC = ("strength", "interval", "source", "damping", "width", "stiffness", "directions")
+OF_LDC = (
+    "strength", "pseudo_inputs", "interval", "source", "damping", "width", "stiffness",
+    "directions",
+)  # fmt: skip
 OF_PUBLISHED = ("strength", "interval")
 SOURCES = ("probe", "fisher", "sgd", "published")
 _MAX_SEED = 2**32  # tuning seeds lie above it
@@ -62,6 +65,9 @@ class CompareOptions(Options):
     max_angle: float = option(90.0, "last task's angle in degrees, rotated only", float)
     pad: int = option(0, "zero pixels added on each side", int)
     strength: float | None = option(None, "LDC: how firmly old tasks are held", float)
+    pseudo_inputs: int | None = option(
+        None, "LDC: draws from Gaussians of earlier inputs to rehearse at; 0 for none", int
+    )
     interval: int | None = option(None, "LDC: steps from one pull to the next", int)
     source: str | None = option(None, "LDC: where stiffness is measured", choices=SOURCES)
     damping: float | None = option(None, "LDC: share of mean stiffness added", float)
@@ -76,8 +82,9 @@ class CompareOptions(Options):
         "LDC, an ablation: whose eigenbasis is used",
         choices=("fluctuation", "fisher", "random"),
     )
+    rehearsal: bool = option(False, "every method but LDC, which has it: add its pseudo-rehearsal")
     offset: float = option(
-        1.0,
+        0.0,
         "every method: subtracted in the training loss from the logits of classes that earlier "
         "tasks had and this one lacks, which is so in split-class alone",
         float,
@@ -98,6 +105,7 @@ class CompareOptions(Options):
         for name in ("train_size", "val_size", "interval", "jobs"):
             self._whole(name, 1, optional=True)
         self._whole("seed", 0)
+        self._whole("pseudo_inputs", 0, optional=True)
         self._whole("pad", 0)
         for name in ("momentum", "weight_decay", "offset"):
             self._real(name)
@@ -106,7 +114,7 @@ class CompareOptions(Options):
         self._real("lr")
         self._real("max_angle", low=-math.inf)
         self._choices()
-        for name in ("bias", "centre"):
+        for name in ("bias", "centre", "rehearsal"):
             if not isinstance(getattr(self, name), bool):
                 self._refuse(name, "give true or false")
         for name in ("data", "device"):

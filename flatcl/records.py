@@ -90,8 +90,13 @@ def identity(options: CompareOptions, cell: Cell) -> dict[str, object]:
         del config["memory"]
     if options.scenario != "rotated":
         del config["max_angle"]
+    if options.scenario != "split-class":
+        del config["offset"]  # no class is absent
+    rehearsed = options.rehearsal and cell.method != "ldc"
+    if not rehearsed:
+        del config["rehearsal"]
     code: tuple[str, ...] = _RUN_CODE
-    if cell.method == "ldc":
+    if cell.method == "ldc" or rehearsed:
         code += _LDC_CODE + (_PUBLISHED_CODE if options.source == "published" else ())
     return {
         "schema": _SCHEMA,

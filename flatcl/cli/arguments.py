@@ -27,9 +27,9 @@ def add_options(parser: argparse.ArgumentParser, options: type[Options], *, out:
     for item in option_fields(options):
         flag, meta = item.name.replace("_", "-"), item.metadata
         if isinstance(item.default, bool):
-            parser.add_argument(
-                f"--no-{flag}", dest=item.name, action="store_false", help=meta["help"]
-            )
+            switch = f"--no-{flag}" if item.default else f"--{flag}"
+            action = "store_false" if item.default else "store_true"
+            parser.add_argument(switch, dest=item.name, action=action, help=meta["help"])
             continue
         parser.add_argument(
             f"--{flag}",

@@ -70,7 +70,7 @@ class Landscape(Holdings):
         if self.task is not None or self.tasks_ended:
             raise StateError("fit comes before the first task: make a fresh Landscape for it")
         self._layout()
-        if self.options.strength > 0:
+        if self.options.strength > 0 or self.options.use_pseudo_inputs:
             travelled = {n: p.detach() * USUAL_WAY for n, p in self.parameters.items()}
             self._record(ProbeMeasurement(self._units, {}), travelled, batches)
         self.tasks_ended = 1
@@ -90,12 +90,12 @@ class Landscape(Holdings):
             raise StateError("a task is already running: call end_task before begin_task")
         self._layout()
         rehearsal = None
-        if self.options.rehearses and self.inputs.groups:
+        if self.options.use_pseudo_inputs and self.inputs.groups:
             rehearsal = Rehearsal.begun(
                 self.inputs,
                 self.model,
                 self.forward,
-                number=self.options.pseudo_inputs,
+                number=self.options.use_pseudo_inputs,
                 generator=self.generator,
             )
         self.task = self.begun(self.constraints, self.tasks_ended, steps, rehearsal)
@@ -113,7 +113,7 @@ class Landscape(Holdings):
         if self.task is None or self.task.rehearsal is None:
             yield
             return
-        with self.task.rehearsal.joined(self.model):
+        with self.task.rehearsal.joined(self.model, self.task.steps_made):
             yield
 
     def rehearsal(self) -> Tensor:
@@ -124,7 +124,7 @@ class Landscape(Holdings):
         Returns:
             A scalar, nats, to be differentiated: how far the network's predictions at
             ``pseudo_inputs`` draws are from what they were when the task began; 0 at every other
-            call, in the first task, and where there is nothing to draw from.
+            step, in the first task, and where there is nothing to draw from.
 
         Raises:
             StateError: no task is running.
@@ -134,7 +134,7 @@ class Landscape(Holdings):
         if self.task.rehearsal is None:
             return torch.zeros((), device=self._device)
         with self.peers.silent():
-            return self.task.rehearsal.loss(self.model, self.forward)
+            return self.task.rehearsal.loss(self.model, self.forward, self.task.steps_made)
 
     def step(self, batch_size: int | None = None) -> None:
         """Count one optimiser step, just made; every ``interval`` steps, pull.
@@ -176,7 +176,8 @@ class Landscape(Holdings):
                 "the weights are not finite at the task's end: the training diverged; lower the "
                 "learning rate"
             )
-        if self.options.strength > 0 or self.network is not None:
+        rehearses = self.options.use_pseudo_inputs > 0
+        if self.options.strength > 0 or self.network is not None or rehearses:
             self._record(task.measurement, task.travelled(), batches)
         self.tasks_ended += 1
         self.task = None
@@ -246,6 +247,6 @@ class Landscape(Holdings):
                 self.probe_scale = record_(
                     self.constraints, self.history, network, measurement, end, self.peers
                 )
-            if self.options.rehearses and end.batches is not None:
+            if self.options.use_pseudo_inputs and end.batches is not None:
                 take_in(self.inputs, self.model, end.forward, end.inputs())
                 self.peers.adopt_(self.inputs.tensors())

@@ -15,6 +15,7 @@ OnBudget = Literal["stop", "strengthen"]
 STIFFNESSES = ("variance", "equal", "isotropic", "shuffled", "flipped")
 
 SHARING = 0.5  # measured: benchmarks/DEFAULTS.md
+_PSEUDO_INPUTS = 8  # 16 and 32 are no better: benchmarks/FRONT.md
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,10 +26,11 @@ class LDCOptions:
         strength: γ, weight of one old task's constraint against the new task's loss (no unit:
             both are in nats); t old tasks together weigh γ √t, see ``strength_over``. It means the
             same for every batch size, learning rate and optimiser. 0 switches everything off.
-        pseudo_inputs: draws a step from Gaussians of the earlier tasks' inputs, at which
-            ``Landscape.rehearsal`` compares the network with what it was when the task began;
-            see ``flatcl.core.rehearsal``. 0 for none; none either where inputs are no tensor of
-            real numbers, or with ``source="sgd"``, which reads no inputs.
+        pseudo_inputs: draws from Gaussians of the earlier tasks' inputs, at which
+            ``Landscape.rehearsal`` compares the network with what it was when the task began, at
+            every second step; see ``flatcl.core.rehearsal``. None is 8, or 0 where strength is 0.
+            0 for none; none either where inputs are no tensor of real numbers, or with
+            ``source="sgd"``, which reads no inputs.
         interval: steps from one pull to the next.
         source: "probe" measures stiffness at a task's end by random output directions over some
             of the task's inputs; "fisher" does so by the loss's own gradients, with labels drawn
@@ -72,7 +74,7 @@ class LDCOptions:
     """
 
     strength: float = 3.5
-    pseudo_inputs: int = 8
+    pseudo_inputs: int | None = None
     interval: int = 20
     source: Source = "probe"
     damping: float | None = None
@@ -101,7 +103,7 @@ class LDCOptions:
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise OptionError(f"{name} is {value!r}; it must be a whole number, 1 or more")
         n = self.pseudo_inputs
-        if not isinstance(n, int) or isinstance(n, bool) or n < 0:
+        if n is not None and (not isinstance(n, int) or isinstance(n, bool) or n < 0):
             raise OptionError(f"pseudo_inputs is {n!r}; it must be a whole number, 0 or more")
         for name, known in (
             ("source", get_args(Source)),
@@ -141,9 +143,13 @@ class LDCOptions:
         return float(self.strength * max(1, tasks) ** -SHARING)
 
     @property
-    def rehearses(self) -> bool:
-        """Whether pseudo-inputs are kept and visited."""
-        return self.strength > 0 and self.pseudo_inputs > 0 and self.source != "sgd"
+    def use_pseudo_inputs(self) -> int:
+        """The number of pseudo-inputs in force."""
+        if self.source == "sgd":
+            return 0
+        if self.pseudo_inputs is not None:
+            return self.pseudo_inputs
+        return _PSEUDO_INPUTS if self.strength > 0 else 0
 
     @property
     def power(self) -> float:

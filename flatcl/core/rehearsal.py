@@ -95,7 +95,6 @@ class Rehearsal:
         self, parts: Sequence[Tensor], expected: Tensor, number: int, *, free: bool
     ) -> None:
         self.parts, self.expected, self.number, self.free = list(parts), expected, number, free
-        self.calls = 0
         self._outputs: Tensor | None = None
 
     @classmethod
@@ -127,71 +126,61 @@ class Rehearsal:
         some = [part[:number] for part in parts]
         return cls(parts, expected, number, free=rides_free(model, forward, some))
 
-    @property
-    def due(self) -> bool:
-        """Whether the next call of ``loss`` returns more than 0."""
-        return self.calls % _EVERY == 0
-
     @contextmanager
-    def joined(self, model: nn.Module) -> Iterator[None]:
-        """Let the next pass of the network carry the next pseudo-inputs along, if it can.
+    def joined(self, model: nn.Module, step: int) -> Iterator[None]:
+        """Let the next pass of the network carry the step's pseudo-inputs along, if it can.
 
         Args:
             model: the network.
+            step: steps made in the task.
 
         Yields:
             Nothing.
         """
-        if not (self.free and self.due):
+        if not self.free or step % _EVERY:
             yield
             return
-        with riding(model, self._next()) as ride:
+        with riding(model, self._at(step)[0]) as ride:
             yield
         self._outputs = ride.outputs
 
-    def loss(self, model: nn.Module, forward: Forward) -> Tensor:
-        """Return this step's share of R, to be differentiated.
+    def loss(self, model: nn.Module, forward: Forward, step: int) -> Tensor:
+        """Return a step's share of R, to be differentiated.
 
         Args:
             model: the network, in evaluation mode meanwhile.
             forward: from a batch to outputs [..., C].
+            step: steps made in the task.
 
         Returns:
-            A scalar, nats: R at the next pseudo-inputs times the steps that it stands for, or 0.
+            A scalar, nats: R at the step's pseudo-inputs times the steps that it stands for, or 0.
         """
         outputs, self._outputs = self._outputs, None
-        if not self.due:
-            self.calls += 1
+        if step % _EVERY:
             return self.expected.new_zeros(())
+        parts, expected = self._at(step)
         if outputs is None:
             with evaluation_mode(model):
-                outputs = outputs_of(forward, self._next())
-        start = self._start
-        self.calls += 1
-        expected = self.expected[start : start + self.number].flatten(0, -2)
+                outputs = outputs_of(forward, parts)
         found = _log_predictions(outputs).flatten(0, -2)
-        divergence = F.kl_div(found, expected, reduction="batchmean", log_target=True)
+        divergence = F.kl_div(
+            found, expected.flatten(0, -2), reduction="batchmean", log_target=True
+        )
         return _EVERY * divergence
 
-    @property
-    def _start(self) -> int:
-        return self.calls // _EVERY * self.number % len(self.expected)
-
-    def _next(self) -> list[Tensor]:
-        return [part[self._start : self._start + self.number] for part in self.parts]
+    def _at(self, step: int) -> tuple[list[Tensor], Tensor]:
+        """Return the pseudo-inputs of a step, and log p there."""
+        start = step // _EVERY * self.number % len(self.expected)
+        end = start + self.number
+        return [part[start:end] for part in self.parts], self.expected[start:end]
 
     def state_dict(self) -> State:
         """Return it as plain state.
 
         Returns:
-            The pool, which is never written to, and the place in it.
+            The pool, which is never written to.
         """
-        return {
-            "parts": self.parts,
-            "expected": self.expected,
-            "free": self.free,
-            "calls": self.calls,
-        }
+        return {"parts": self.parts, "expected": self.expected, "free": self.free}
 
     @classmethod
     def from_state(
@@ -210,6 +199,4 @@ class Rehearsal:
         what = "rehearsal"
         parts = [part.to(device) for part in entry(state, "parts", what)]
         expected = entry(state, "expected", what).to(device)
-        found = cls(parts, expected, number, free=bool(entry(state, "free", what)))
-        found.calls = int(entry(state, "calls", what))
-        return found
+        return cls(parts, expected, number, free=bool(entry(state, "free", what)))

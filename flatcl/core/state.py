@@ -76,7 +76,7 @@ def take_up(landscape: Holdings, state: State) -> None:
     inputs = InputGaussians.from_state(state.get("inputs"), device)
     task, running = None, state.get("task")
     if running is not None:
-        rehearsal, number = running.get("rehearsal"), landscape.options.pseudo_inputs
+        rehearsal, number = running.get("rehearsal"), landscape.options.use_pseudo_inputs
         if rehearsal is not None:
             rehearsal = Rehearsal.from_state(rehearsal, number=number, device=device)
         steps = entry(running, "steps", "task")
