@@ -6,7 +6,7 @@ from sklearn.datasets import load_digits
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from flatcl import Landscape
+from flatcl import Landscape, LDCOptions
 
 digits = load_digits()
 x = torch.tensor(digits.data, dtype=torch.float32)
@@ -17,26 +17,25 @@ train, test = slice(0, 1400), slice(1400, None)
 tasks = [x, x[:, permutation]]
 
 
-# %% One training loop; the four lines that LDC needs are those with `landscape`.
+# %% One training loop; what LDC needs is what has `landscape` in it. Strength 0 is plain SGD.
 def train_both(use_ldc: bool) -> list[float]:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(64, 100), nn.ReLU(), nn.Linear(100, 10))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
-    landscape = Landscape(model, optimizer) if use_ldc else None
+    options = LDCOptions() if use_ldc else LDCOptions(strength=0.0)
+    landscape = Landscape(model, optimizer, options=options)
     for inputs in tasks:
         data = TensorDataset(inputs[train], y[train])
         shuffled = DataLoader(data, batch_size=32, shuffle=True)
-        if landscape:
-            landscape.begin_task()
+        landscape.begin_task()
         for _ in range(10):
             for xb, yb in shuffled:
                 optimizer.zero_grad()
-                nn.functional.cross_entropy(model(xb), yb).backward()
+                loss = nn.functional.cross_entropy(model(xb), yb) + landscape.rehearsal()
+                loss.backward()
                 optimizer.step()
-                if landscape:
-                    landscape.step()
-        if landscape:
-            landscape.end_task(shuffled)
+                landscape.step()
+        landscape.end_task(shuffled)
     with torch.no_grad():
         return [float((model(t[test]).argmax(1) == y[test]).float().mean()) for t in tasks]
 

@@ -18,13 +18,17 @@ permuted = x[:, torch.randperm(64, generator=torch.Generator().manual_seed(1))]
 train, test = slice(0, 1400), slice(1400, None)
 
 
-def epochs(model, optimizer, inputs, number, after_step=lambda: None):
+def epochs(model, optimizer, inputs, number, landscape=None):
     for _ in range(number):
         for chosen in torch.randperm(1400).split(32):
             optimizer.zero_grad()
-            nn.functional.cross_entropy(model(inputs[chosen]), y[chosen]).backward()
+            loss = nn.functional.cross_entropy(model(inputs[chosen]), y[chosen])
+            if landscape:
+                loss = loss + landscape.rehearsal()
+            loss.backward()
             optimizer.step()
-            after_step()
+            if landscape:
+                landscape.step()
 
 
 @torch.no_grad()
@@ -46,7 +50,7 @@ held = copy.deepcopy(pretrained)
 optimizer = torch.optim.SGD(held.parameters(), lr=0.05)
 landscape = flatcl.fit(held, [x[train][torch.randperm(1400)]], optimizer=optimizer)
 landscape.begin_task()
-epochs(held, optimizer, permuted, 10, landscape.step)
+epochs(held, optimizer, permuted, 10, landscape)
 landscape.end_task([permuted[train][torch.randperm(1400)]])
 
 # %% The old skill is kept, and its loss in nats was forecast without its data.
