@@ -2,9 +2,9 @@
 
 Inputs are put into groups by the class that the network gives them, and by their task label where
 they have one. A group keeps the number of its inputs, their mean and the leading principal
-directions of their covariance: Σ ≈ BᵀB, B [r, d]. No input is kept. When a group meets new inputs
-its moments are joined exactly and cut to r directions again, so that memory depends on the number
-of groups alone.
+directions of their covariance: Σ ≈ BᵀB, B [r, d]. No input is kept, and no mean of a few: a class
+of fewer than 2 r inputs goes with others. When a group meets new inputs its moments are joined
+exactly and cut to r directions again, so that memory depends on the number of groups alone.
 
 Source: pseudo-rehearsal, Robins, Connection Science 7 (1995) 123–146, which draws inputs blindly;
 that their first two moments are drawn from is flatcl's.
@@ -26,6 +26,8 @@ from flatcl.errors import StateError
 RANK = 8  # principal directions a group; 3 … 48 come out alike
 _FLOATS_A_WEIGHT = 1.0  # all groups together, in floats a weight of the network
 _LEAST_GROUPS = 16  # whatever the network's size
+_LEAST_INPUTS = 2 * RANK  # of a new group: fewer would be told by their mean
+_OTHERS = -1  # class of the inputs whose own class has too few
 
 Key: TypeAlias = "tuple[int, int]"
 
@@ -78,7 +80,8 @@ class InputGaussians:
     Attributes:
         shape: of one input.
         dtype: of the inputs, and of those drawn.
-        groups: by predicted class and task label (0 where there is none).
+        groups: by predicted class (−1 for all that have too few inputs) and task label (0 where
+            there is none).
     """
 
     def __init__(self) -> None:
@@ -129,23 +132,27 @@ class InputGaussians:
         labels = parts[-1] if len(parts) > 2 else torch.zeros_like(classes)
         pairs = torch.stack([classes, labels.to(classes).reshape(len(classes), -1)[:, 0]], dim=1)
         limit = max(_LEAST_GROUPS, int(_FLOATS_A_WEIGHT * weights / ((RANK + 1) * rows.shape[1])))
-        for pair in torch.unique(pairs, dim=0):
-            members = (pairs == pair).all(1).nonzero()[:, 0]
-            key = self._key(int(pair[0]), int(pair[1]), limit)
-            group = self.groups.get(key)
-            if group is None:
-                rest = [part[members[:1]].clone() for part in parts[1:]]
-                nothing = rows.new_zeros((0, rows.shape[1]))
-                group = InputGroup(0, nothing.sum(0), nothing, rest)
-            self.groups[key] = group.joined(rows[members])
+        members: dict[Key, list[Tensor]] = {}
+        for of_class, label in torch.unique(pairs, dim=0).tolist():
+            places = ((pairs[:, 0] == of_class) & (pairs[:, 1] == label)).nonzero()[:, 0]
+            key = (of_class, label)
+            full = len(self.groups.keys() | members.keys()) >= limit
+            if key not in self.groups and (full or len(places) < _LEAST_INPUTS):
+                key = (_OTHERS, label)
+            members.setdefault(key, []).append(places)
+        for key in sorted(members, key=lambda k: k[0] == _OTHERS):  # these look for a group to join
+            self._join(key, torch.cat(members[key]), rows, parts[1:])
 
-    def _key(self, of_class: int, label: int, limit: int) -> Key:
-        """Return the group of a class and task label: at the limit, a small one of that label."""
-        key = (of_class, label)
-        others = [k for k in self.groups if k[1] == label]
-        if key in self.groups or len(self.groups) < limit or not others:
-            return key
-        return min(others, key=lambda k: (self.groups[k].count, k))
+    def _join(self, key: Key, places: Tensor, rows: Tensor, others: Sequence[Tensor]) -> None:
+        of_label = [k for k in self.groups if k[1] == key[1]]
+        if key not in self.groups and len(places) < _LEAST_INPUTS and of_label:
+            key = min(of_label, key=lambda k: (self.groups[k].count, k))
+        group = self.groups.get(key)
+        if group is None:
+            nothing = rows.new_zeros((0, rows.shape[1]))
+            rest = [part[places[:1]].clone() for part in others]
+            group = InputGroup(0, nothing.sum(0), nothing, rest)
+        self.groups[key] = group.joined(rows[places])
 
     def draw(self, number: int, generator: torch.Generator) -> list[Tensor]:
         """Return a batch of pseudo-inputs, groups in proportion to their counts.

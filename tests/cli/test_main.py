@@ -38,9 +38,9 @@ def test_compare_help_explains_every_option(capsys: pytest.CaptureFixture[str]) 
     text = capsys.readouterr().out
     flags = (
         "data scenario tasks methods seeds seed epochs batch-size lr optimizer hidden momentum "
-        "weight-decay model no-bias init max-angle pad strength pseudo-inputs interval source damping "
-        "width no-centre rehearsal offset memory ewc-lambda train-size val-size device threads jobs config json "
-        "quiet out"
+        "weight-decay model no-bias init max-angle pad strength pseudo-inputs interval source "
+        "damping width no-centre rehearsal offset memory ewc-lambda train-size val-size device "
+        "threads jobs config json quiet out"
     )
     described = text.split("options:")[1]
     for flag in flags.split():

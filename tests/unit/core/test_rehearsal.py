@@ -42,7 +42,7 @@ def moments(x):
     return x.mean(0), (x - x.mean(0)).T @ (x - x.mean(0)) / len(x)
 
 
-@pytest.mark.parametrize("sizes", [(50,), (50, 30), (1, 40, 7)])
+@pytest.mark.parametrize("sizes", [(50,), (50, 30), (20, 40, 7)])
 def test_moments_of_parts_are_those_of_the_whole(sizes):
     parts = [inputs_of(n, RANK, seed) for seed, n in enumerate(sizes)]
     (group,) = taken(*parts).groups.values()
@@ -94,14 +94,28 @@ def test_draws_depend_on_the_generator_alone():
 def test_groups_stay_few_and_keep_to_their_task_label():
     found = InputGaussians()
     for label in (0, 1):
-        x = inputs_of(60, 3, label)
-        classes = torch.arange(60)
-        t = torch.full((60,), label)
+        x = inputs_of(600, 3, label)
+        classes = torch.arange(600) % 30
+        t = torch.full((600,), label)
         found.take_in([x, classes, t], classes, weights=1)
-    # 16 at the least, and one more for a label that came when these were full.
-    assert len(found.groups) == 17
-    assert sum(group.count for group in found.groups.values()) == 120
+    # 16 at the least of 60, and one for all others of each label.
+    assert len(found.groups) == 16 + 2
+    assert sum(group.count for group in found.groups.values()) == 1200
     assert all(int(group.rest[1]) == key[1] for key, group in found.groups.items())
+
+
+def test_no_group_is_of_a_few_inputs():
+    found = InputGaussians()
+    x, classes = inputs_of(100, 3), torch.tensor([0] * 80 + list(range(1, 21)))
+    found.take_in([x], classes, WEIGHTS)
+    assert {key: group.count for key, group in found.groups.items()} == {(0, 0): 80, (-1, 0): 20}
+    few = torch.tensor([0] * 3 + [7] * 5)
+    found.take_in([inputs_of(8, 3)], few, WEIGHTS)
+    assert {key: group.count for key, group in found.groups.items()} == {(0, 0): 83, (-1, 0): 25}
+    low = torch.tensor([0] * 3 + [5] * 30)  # the few come first
+    assert list(taken(inputs_of(33, 3), classes=low).groups) == [(5, 0)]
+    one = taken(inputs_of(1, 3))  # there is nothing else to join
+    assert [group.count for group in one.groups.values()] == [1]
 
 
 @pytest.mark.parametrize(
