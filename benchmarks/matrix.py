@@ -123,13 +123,18 @@ class Run:
             self.landscape = Landscape(self.network, self.optimizer, forward=self._forward)
 
     def _forward(self, batch: Any) -> Tensor:
-        return self.network(batch[0], self._head(self.task))
+        return self.network(batch[0], batch[-1] if self._told else None)
 
     def _optimizer(self) -> torch.optim.Optimizer:
         return OPTIMIZERS[self.cell.optimizer](self.network.parameters(), self.training.lr)
 
-    def _head(self, task: int) -> int:
-        return task if self.cell.scenario == "multi-head" else 0
+    @property
+    def _told(self) -> bool:
+        return self.cell.scenario == "multi-head"
+
+    def _batch(self, task: int, x: Tensor, y: Tensor) -> list[Tensor]:
+        """Return inputs, labels and, as in Avalanche, task labels."""
+        return [x, y, torch.full((len(x),), task)]
 
     def _labels(self, task: int, y: Tensor) -> Tensor:
         return y + task * CLASSES if self.cell.scenario == "growing head" else y
@@ -137,7 +142,7 @@ class Run:
     def advance(self) -> None:
         """Make the network ready for the second task."""
         self.task, self.made = 1, 0
-        if self.cell.scenario == "multi-head":
+        if self._told:
             self.network.add_head(CLASSES)
             self.optimizer.add_param_group({"params": self.network.heads[1].parameters()})
         elif self.cell.scenario == "growing head":
@@ -164,7 +169,12 @@ class Run:
             order = torch.randperm(t.images, generator=torch.Generator().manual_seed(seed))
             chosen = order[step * t.batch : (step + 1) * t.batch]
             self.optimizer.zero_grad()
-            cross_entropy(self._forward([x[chosen]]), y[chosen]).backward()
+            loss = cross_entropy(
+                self._forward(self._batch(self.task, x[chosen], y[chosen])), y[chosen]
+            )
+            if self.landscape is not None:
+                loss = loss + self.landscape.rehearsal()
+            loss.backward()
             self.optimizer.step()
             self.made += 1
             if self.landscape is not None:
@@ -173,9 +183,10 @@ class Run:
     def end(self) -> None:
         """End the task."""
         if self.landscape is not None:
-            x = digits(self.task, True)[0][: self.training.images]
+            x, y = (part[: self.training.images] for part in digits(self.task, True))
             order = torch.randperm(len(x), generator=torch.Generator().manual_seed(self.task))
-            self.landscape.end_task(x[order].split(50))
+            batches = (self._batch(self.task, x[chosen], y[chosen]) for chosen in order.split(50))
+            self.landscape.end_task(batches)
 
     @torch.no_grad()
     def test(self, task: int) -> dict[str, float]:
@@ -185,7 +196,7 @@ class Run:
         """
         self.network.eval()
         x, y = digits(task, False)
-        outputs, y = self.network(x, self._head(task)), self._labels(task, y)
+        outputs, y = self._forward(self._batch(task, x, y)), self._labels(task, y)
         first = task * CLASSES if self.cell.scenario == "growing head" else 0
         own = first + outputs[:, first : first + CLASSES].argmax(1)
         right, among = ((found == y).double().mean() for found in (outputs.argmax(1), own))

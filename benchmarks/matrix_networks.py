@@ -8,7 +8,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from benchmarks.residual import ResidualBlock
+from benchmarks.residual import resnet18_body
 
 SIDE = 8  # pixels
 
@@ -27,9 +27,16 @@ class Network(nn.Module):
         self.body, self.width = body, width
         self.heads = nn.ModuleList([nn.Linear(width, classes)])
 
-    def forward(self, x: Tensor, head: int = 0) -> Tensor:
-        """Return the outputs of one head, [B, classes]."""
-        outputs: Tensor = self.heads[head](self.body(x))
+    def forward(self, x: Tensor, heads: Tensor | None = None) -> Tensor:
+        """Return each image's outputs of its head, by number [B]; of the first if none are told."""
+        features = self.body(x)
+        if heads is None:
+            first: Tensor = self.heads[0](features)
+            return first
+        found = [self.heads[head](features[heads == head]) for head in heads.unique().tolist()]
+        outputs = features.new_empty((len(x), found[0].shape[1]))
+        for head, part in zip(heads.unique().tolist(), found, strict=True):
+            outputs[heads == head] = part
         return outputs
 
     def add_head(self, classes: int) -> None:
@@ -93,12 +100,7 @@ def cnn(classes: int) -> Network:
 
 def resnet18(classes: int) -> Network:
     """Return ResNet-18 with 8 to 64 channels and the stem that small images get."""
-    layers: list[nn.Module] = [nn.Conv2d(1, 8, 3, 1, 1, bias=False), nn.BatchNorm2d(8), nn.ReLU()]
-    for before, after in pairwise((8, 8, 16, 32, 64)):
-        stride = 1 if before == after else 2
-        layers += [ResidualBlock(before, after, stride), ResidualBlock(after, after, 1)]
-    layers += [nn.AdaptiveAvgPool2d(1), nn.Flatten()]
-    return Network(nn.Sequential(*layers), 64, classes)
+    return Network(resnet18_body(1, 8), 64, classes)
 
 
 def vit(classes: int) -> Network:

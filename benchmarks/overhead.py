@@ -13,12 +13,14 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from benchmarks.residual import resnet18_body
 from flatcl.avalanche import LDC
 from flatcl.core.engine import Landscape
 from flatcl.core.schedule import PullSchedule
@@ -34,10 +36,38 @@ from avalanche.logging import BaseLogger  # isort: skip
 from avalanche.training.plugins import EvaluationPlugin  # isort: skip
 
 HERE = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A network and the length of its tasks.
+
+    Attributes:
+        hidden: widths of a perceptron's layers; None for the reduced ResNet-18.
+        batch: images a step.
+        images: of a task.
+        epochs: passes over them.
+    """
+
+    hidden: tuple[int, ...] | None
+    batch: int
+    images: int
+    epochs: int
+
+    def model(self) -> nn.Module:
+        """Return the network, the same at every call."""
+        if self.hidden is None:
+            torch.manual_seed(0)
+            return nn.Sequential(resnet18_body(1, 20), nn.Linear(160, 10))
+        return make_model((1, 28, 28), 10, seed=0, outputs_per_task=10, hidden=self.hidden)
+
+
 NETWORKS = {
-    "784-100-100-10, B 32": ((100, 100), 32, 12000, 5),
-    "784-256-256-10, B 128": ((256, 256), 128, 54000, 1),
+    "784-100-100-10, B 32": Setting((100, 100), 32, 12000, 5),
+    "784-256-256-10, B 128": Setting((256, 256), 128, 54000, 1),
+    "reduced ResNet-18, 32 × 32, B 32": Setting(None, 32, 1280, 1),
 }
+METHODS = ("naive", "ewc", "ldc", "constraint")
 OPTIMIZERS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
     "SGD": lambda p: torch.optim.SGD(p, lr=0.05),
     "Adam": lambda p: torch.optim.Adam(p, lr=1e-3),
@@ -71,11 +101,14 @@ def measure(network: str, optimizer: str, tasks: int) -> list[dict[str, float]]:
         tasks: number of permuted tasks.
 
     Returns:
-        One dict a task: seconds of ``naive``, ``ewc``, ``ldc`` (whole), and of LDC's ``pull`` and
-        ``end``, and the number of ``steps``.
+        One dict a task: seconds of each of ``METHODS`` (``constraint`` is LDC without its
+        rehearsal), of the ``_pull`` and ``_end`` of both LDCs, and the number of ``steps``.
     """
-    hidden, batch, size, epochs = NETWORKS[network]
-    stream = make_stream(load_images("mnist"), StreamOptions(tasks=tasks, train_size=size), seed=0)
+    setting = NETWORKS[network]
+    options = StreamOptions(
+        tasks=tasks, train_size=setting.images, pad=2 if setting.hidden is None else 0
+    )
+    stream = make_stream(load_images("mnist"), options, seed=0)
     pull, end = _Clock(), _Clock()
     landscape: Any = Landscape
     schedule: Any = PullSchedule
@@ -83,41 +116,42 @@ def measure(network: str, optimizer: str, tasks: int) -> list[dict[str, float]]:
     schedule.pull_ = pull.wrapped(PullSchedule.pull_)
     landscape.end_task = end.wrapped(Landscape.end_task)
     try:
-        strategies = {
-            name: _strategy(name, hidden, batch, epochs, optimizer)
-            for name in ("naive", "ewc", "ldc")
-        }
+        strategies = {name: _strategy(name, setting, optimizer) for name in METHODS}
         rows = []
-        names = tuple(strategies)
         for task, experience in enumerate(stream.benchmark.train_stream):
             _ = experience.dataset.sources()[0].inputs()  # made before the clocks start
-            row: dict[str, float] = {"steps": epochs * -(-size // batch)}
-            before = pull.seconds, end.seconds
-            for turn in range(len(names)):
-                name = names[(task + turn) % len(names)]
+            steps = setting.epochs * -(-setting.images // setting.batch)
+            row: dict[str, float] = {"steps": steps}
+            for turn in range(len(METHODS)):
+                name = METHODS[(task + turn) % len(METHODS)]
+                before = pull.seconds, end.seconds
                 start = time.process_time()
                 strategies[name].train(experience)
                 row[name] = time.process_time() - start
-            row["pull"], row["end"] = pull.seconds - before[0], end.seconds - before[1]
+                if name in {"ldc", "constraint"}:
+                    row[f"{name}_pull"] = pull.seconds - before[0]
+                    row[f"{name}_end"] = end.seconds - before[1]
             rows.append(row)
         return rows
     finally:
         schedule.pull_, landscape.end_task = kept
 
 
-def _strategy(name: str, hidden: tuple[int, ...], batch: int, epochs: int, optimizer: str) -> Any:
-    model = make_model((1, 28, 28), 10, seed=0, outputs_per_task=10, hidden=hidden)
+def _strategy(name: str, setting: Setting, optimizer: str) -> Any:
+    model = setting.model()
     common: dict[str, Any] = {
         "model": model,
         "optimizer": OPTIMIZERS[optimizer](model.parameters()),
         "criterion": nn.CrossEntropyLoss(),
-        "train_mb_size": batch,
-        "train_epochs": epochs,
+        "train_mb_size": setting.batch,
+        "train_epochs": setting.epochs,
         "eval_mb_size": 1024,
         "evaluator": EvaluationPlugin(loggers=[BaseLogger()]),
     }
     if name == "ldc":
         return fast(LDC)(**common)
+    if name == "constraint":
+        return fast(LDC)(pseudo_inputs=0, **common)
     return RIVALS[name].build(None if name == "naive" else 1.0, **common)
 
 
@@ -128,8 +162,9 @@ def ratios(rows: list[dict[str, float]]) -> dict[str, float]:
         rows: of ``measure``.
 
     Returns:
-        Step and pull of LDC over Naive, the pull's share of that, the task end as a share of 1875
-        of Naive's steps, EWC over Naive and LDC (its end included) over EWC from the third task.
+        Step and pull of LDC, and of its constraint alone, over Naive; the pull's share of that;
+        the task end as a share of 1875 of Naive's steps; EWC over Naive and LDC (its end included)
+        over EWC from the third task.
     """
     later, third = rows[1:], rows[2:]
 
@@ -137,10 +172,11 @@ def ratios(rows: list[dict[str, float]]) -> dict[str, float]:
         return statistics.median(values)
 
     return {
-        "step_and_pull": middle([(r["ldc"] - r["end"]) / r["naive"] for r in later]),
-        "pull": middle([r["pull"] / r["naive"] for r in later]),
+        "step_and_pull": middle([(r["ldc"] - r["ldc_end"]) / r["naive"] for r in later]),
+        "constraint": middle([(r["constraint"] - r["constraint_end"]) / r["naive"] for r in later]),
+        "pull": middle([r["ldc_pull"] / r["naive"] for r in later]),
         "end_of_1875_steps": middle(
-            [r["end"] / (r["naive"] / r["steps"] * _REFERENCE_STEPS) for r in rows]
+            [r["ldc_end"] / (r["naive"] / r["steps"] * _REFERENCE_STEPS) for r in rows]
         ),
         "ewc": middle([r["ewc"] / r["naive"] for r in third]),
         "ldc_over_ewc": middle([r["ldc"] / r["ewc"] for r in third]),
@@ -161,7 +197,7 @@ def main() -> None:
             rows = measure(network, optimizer, chosen.tasks)
             figures = ratios(rows)
             raw[f"{network}, {optimizer}"] = {"tasks": rows, **figures}
-            shares = [f"{figures[k]:.2f}" for k in ("step_and_pull", "pull")]
+            shares = [f"{figures[k]:.2f}" for k in ("step_and_pull", "constraint", "pull")]
             end = f"{100 * figures['end_of_1875_steps']:.0f} %"
             against = [f"{figures[k]:.2f}" for k in ("ewc", "ldc_over_ewc")]
             step = f"{figures['naive_ms_per_step']:.2f}"
@@ -170,7 +206,7 @@ def main() -> None:
     content = {"threads": chosen.threads, "versions": dict(versions()), "settings": raw}
     write_json(HERE / "results" / "overhead.json", content)
     header = [
-        "network", "optimiser", "(step + pull) / Naive", "of which pull",
+        "network", "optimiser", "(step + pull) / Naive", "constraint alone", "of which pull",
         "task end / 1875 Naive steps", "EWC / Naive, task ≥ 3", "LDC / EWC, task ≥ 3",
         "Naive ms/step",
     ]  # fmt: skip

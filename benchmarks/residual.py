@@ -1,6 +1,8 @@
-"""The block that residual networks are made of (He et al., CVPR 2016)."""
+"""Residual networks of few channels (He et al., CVPR 2016), as continual learning has them."""
 
 from __future__ import annotations
+
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -24,3 +26,23 @@ class ResidualBlock(nn.Module):
         """Return the outputs, in the shape of the second convolution's."""
         inner = torch.relu(self.bn1(self.conv1(x)))
         return torch.relu(self.bn2(self.conv2(inner)) + self.side(x))
+
+
+def resnet18_body(channels: int, width: int) -> nn.Sequential:
+    """Return ResNet-18 without its head, with the stem that small images get.
+
+    With 20 channels it is the reduced one of Lopez-Paz & Ranzato, NeurIPS 2017.
+
+    Args:
+        channels: of the images.
+        width: channels of the first stage; the last of four has 8 times as many.
+
+    Returns:
+        From images [B, channels, H, W] to features [B, 8 · width].
+    """
+    stem = nn.Conv2d(channels, width, 3, 1, 1, bias=False)
+    layers: list[nn.Module] = [stem, nn.BatchNorm2d(width), nn.ReLU()]
+    for before, after in pairwise((width, width, 2 * width, 4 * width, 8 * width)):
+        stride = 1 if before == after else 2
+        layers += [ResidualBlock(before, after, stride), ResidualBlock(after, after, 1)]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from flatcl.avalanche import LDC, LDCPlugin, OldClassOffset
+from flatcl.avalanche import LDC, LDCPlugin, OldClassOffset, PseudoRehearsal
 from flatcl.core.options import LDCOptions
 from flatcl.errors import OptionError, StateError
 
@@ -383,6 +383,60 @@ class Recorder(nn.Module):
 
     def forward(self, x):
         return self.logits.expand(len(x), 6)
+
+
+def accuracy(model, benchmark, task):
+    x, y = zip(*[(x, y) for x, y, *_ in benchmark.test_stream[task].dataset], strict=True)
+    with torch.no_grad():
+        return float((model(torch.stack(x)).argmax(1) == torch.tensor(y)).double().mean())
+
+
+def test_the_rehearsal_alone_remembers_classes_that_naive_forgets():
+    benchmark = stream(2, growing=True)
+    remembered = {}
+    for name, plugins in (("naive", []), ("rehearsal", [PseudoRehearsal()])):
+        model = mlp(2 * CLASSES)
+        train(SupervisedTemplate(**settings(model, train_epochs=10, plugins=plugins)), benchmark)
+        assert accuracy(model, benchmark, 1) > 0.9
+        remembered[name] = accuracy(model, benchmark, 0)
+    assert remembered["naive"] < 0.2
+    assert remembered["rehearsal"] > 0.8
+
+
+def test_the_rehearsal_composes_with_other_methods_and_holds_gaussians_alone():
+    benchmark = stream(3)
+    ends = {}
+    for name, own in (("ewc", []), ("both", [PseudoRehearsal(pseudo_inputs=4, seed=3)])):
+        model = mlp()
+        plugins = [*own, EWCPlugin(1.0)]
+        strategy = SupervisedTemplate(**settings(model, plugins=plugins))
+        train(strategy, benchmark)
+        ends[name] = weights(model)
+        assert torch.isfinite(ends[name]).all()
+        assert not model._forward_hooks
+    assert not torch.equal(ends["ewc"], ends["both"])
+    plugin = plugins[0]
+    assert plugin.bytes_held() == plugin.landscape.inputs.bytes_held() == 4 * CLASSES * 9 * INPUTS
+    assert plugin.landscape.constraints == {}
+    with pytest.raises(OptionError, match="pseudo_inputs is -1"):
+        PseudoRehearsal(pseudo_inputs=-1)
+
+
+def test_pseudo_inputs_ride_along_to_the_heads_of_their_own_tasks():
+    riders = []
+
+    class Watched(MultiHead):
+        def forward(self, x, task_labels):
+            if self.training and len(x) > 8:
+                riders.append(task_labels[8:].tolist())
+            return super().forward(x, task_labels)
+
+    strategy = train(LDC(**settings(Watched())), stream(3, labels=True))
+    assert set(riders[0]) == {0}
+    assert set(riders[-1]) <= {0, 1}
+    assert {label for labels in riders for label in labels} == {0, 1}
+    assert len(riders) == 2 * (1 + SAMPLES // 8)  # a trial, then every second of two epochs' steps
+    assert {label for _, label in strategy.ldc.landscape.inputs.groups} == {0, 1, 2}
 
 
 def test_old_class_offset_lowers_absent_old_classes_in_training_only():

@@ -266,6 +266,20 @@ def test_the_offset_changes_the_runs_of_split_class() -> None:
     assert plain.accuracy[1] != shifted.accuracy[1]
 
 
+def test_the_rehearsal_is_added_to_every_method_but_ldc() -> None:
+    options = replace(TINY, epochs=3)
+    rehearsed = replace(options, rehearsal=True)
+    cell = Cell("naive", None, 0, "test")
+    plain, changed = run_cell(options, cell), run_cell(rehearsed, cell)
+    assert plain.status == changed.status == "done"
+    assert plain.accuracy[0] == changed.accuracy[0]
+    assert plain.accuracy[-1] != changed.accuracy[-1]
+    assert (plain.bytes_held, changed.bytes_held or 0) > (-1, 0)
+    ldc = Cell("ldc", None, 0, "test")
+    assert records.identity(options, ldc) == records.identity(rehearsed, ldc)
+    assert records.identity(options, cell) != records.identity(rehearsed, cell)
+
+
 def test_commit_is_the_checkouts_or_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     found = records.commit()
     assert found is None or len(found.removesuffix("-dirty")) == 40
