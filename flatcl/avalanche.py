@@ -35,7 +35,7 @@ class PseudoRehearsal(LDCPlugin):
     were when the experience began; see ``flatcl.core.rehearsal``. LDC has it already.
 
     Args:
-        pseudo_inputs: draws at every second step; None for LDC's own number.
+        pseudo_inputs: draws a step; None for LDC's own number.
         seed: of the draws, and of the inputs whose moments are taken.
 
     Raises:

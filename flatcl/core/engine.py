@@ -123,8 +123,8 @@ class Landscape(Holdings):
 
         Returns:
             A scalar, nats, to be differentiated: how far the network's predictions at
-            ``pseudo_inputs`` draws are from what they were when the task began; 0 at every other
-            step, in the first task, and where there is nothing to draw from.
+            ``pseudo_inputs`` draws are from what they were when the task began; 0 in the first task
+            and where there is nothing to draw from.
 
         Raises:
             StateError: no task is running.

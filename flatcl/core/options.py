@@ -26,9 +26,9 @@ class LDCOptions:
         strength: γ, weight of one old task's constraint against the new task's loss (no unit:
             both are in nats); t old tasks together weigh γ √t, see ``strength_over``. It means the
             same for every batch size, learning rate and optimiser. 0 switches everything off.
-        pseudo_inputs: draws from Gaussians of the earlier tasks' inputs, at which
-            ``Landscape.rehearsal`` compares the network with what it was when the task began, at
-            every second step; see ``flatcl.core.rehearsal``. None is 8, or 0 where strength is 0.
+        pseudo_inputs: draws a step from Gaussians of the earlier tasks' inputs, at which
+            ``Landscape.rehearsal`` compares the network with what it was when the task began; see
+            ``flatcl.core.rehearsal``. None is 8, or 0 where strength is 0.
             0 for none; none either where inputs are no tensor of real numbers, or with
             ``source="sgd"``, which reads no inputs.
         interval: steps from one pull to the next.

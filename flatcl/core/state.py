@@ -76,9 +76,9 @@ def take_up(landscape: Holdings, state: State) -> None:
     inputs = InputGaussians.from_state(state.get("inputs"), device)
     task, running = None, state.get("task")
     if running is not None:
-        rehearsal, number = running.get("rehearsal"), landscape.options.use_pseudo_inputs
+        rehearsal = running.get("rehearsal")
         if rehearsal is not None:
-            rehearsal = Rehearsal.from_state(rehearsal, number=number, device=device)
+            rehearsal = Rehearsal.from_state(rehearsal, device)
         steps = entry(running, "steps", "task")
         task = landscape.begun(constraints, tasks_ended, steps, rehearsal)
         task.load_state_dict(running)

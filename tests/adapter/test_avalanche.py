@@ -435,7 +435,7 @@ def test_pseudo_inputs_ride_along_to_the_heads_of_their_own_tasks():
     assert set(riders[0]) == {0}
     assert set(riders[-1]) <= {0, 1}
     assert {label for labels in riders for label in labels} == {0, 1}
-    assert len(riders) == 2 * (1 + SAMPLES // 8)  # a trial, then every second of two epochs' steps
+    assert len(riders) == 2 * (1 + 2 * (SAMPLES // 8))  # a trial, then the steps of two epochs
     assert {label for _, label in strategy.ldc.landscape.inputs.groups} == {0, 1, 2}
 
 
