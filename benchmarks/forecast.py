@@ -49,7 +49,8 @@ KINDS = {
 TEXT = """# A forecast of forgetting
 
 Made by `python -m benchmarks.forecast`: MNIST, 784-100-100, five tasks of 6000 images, SGD at 0.05,
-strengths {strengths}, else the default options; {runs} runs, {seconds:.0f} s together on one core.
+strengths {strengths}, no rehearsal, else the default options; {runs} runs, {seconds:.0f} s together
+on one core.
 The form of the forecast, among about ten that were tried, and the limit of its warning were chosen
 on seed {chosen} of these same streams; the tables are of seed {fresh}, which had no part in that.
 At {moments} and at the end of each task every earlier task gives one pair of numbers: the predicted

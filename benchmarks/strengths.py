@@ -12,7 +12,7 @@ import argparse
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from joblib import Parallel, delayed
 
@@ -69,16 +69,19 @@ def _rank(run: Run) -> tuple[float, ...]:
     return far, run.seed, run.stream in LONG, distance, STREAMS.index(run.stream)
 
 
-def options_of(run: Run) -> CompareOptions:
+def options_of(run: Run, *, alone: bool = False) -> CompareOptions:
     """Return the options of one run; at the default no strength is given.
 
     Args:
         run: of ``grid``.
+        alone: without the rehearsal, and with an offset, which the constraint alone has use for.
 
     Returns:
         Plain SGD on the named stream.
     """
-    change = {} if run.strength == DEFAULT else {"strength": run.strength}
+    change: dict[str, Any] = {"pseudo_inputs": 0, "offset": 1.0} if alone else {}
+    if run.strength != DEFAULT:
+        change["strength"] = run.strength
     return stream_options(run.stream, "sgd", methods=("ldc",), seeds=SEEDS, **change)
 
 
@@ -86,8 +89,11 @@ def _cell(run: Run) -> Cell:
     return Cell("ldc", None, run.seed, "test")
 
 
-def curves() -> list[Curve]:
+def curves(*, alone: bool = False) -> list[Curve]:
     """Return what the records on the disk say of every stream.
+
+    Args:
+        alone: of the constraint without the rehearsal.
 
     Returns:
         One curve a stream, in the order of ``STREAMS``; runs that are not recorded are left out.
@@ -98,7 +104,7 @@ def curves() -> list[Curve]:
         for name in STREAMS
     }
     for run in grid():
-        content = recorded.get(options_of(run), _cell(run))
+        content = recorded.get(options_of(run, alone=alone), _cell(run))
         curve = found[run.stream]
         curve.planned += 1
         if content is None:
@@ -127,7 +133,7 @@ def main() -> None:
             for run in grid(tuple(chosen.streams))
         )
     found = curves()
-    write_bytes(HERE / "STRENGTHS.md", text_of(found).encode())
+    write_bytes(HERE / "STRENGTHS.md", text_of(found, curves(alone=True)).encode())
     write_bytes(HERE.parent / "docs" / "strengths.png", png(plot_curves(found)))
 
 

@@ -54,6 +54,14 @@ six, and one repeat is planned in place of three but for the default: a departur
 The thick line is the default's mean plus the mean paired difference from it, thin lines are single
 repeats, the green band is the target below the best strength; vertical ranges differ from panel to
 panel.
+
+## The constraint alone
+
+The same without the rehearsal (`pseudo_inputs=0`), and with an offset of 1 on class-incremental
+streams, from runs that were made before there was a rehearsal: what it adds, and how much less the
+strength matters beside it.
+
+{alone}
 """
 
 
@@ -215,17 +223,17 @@ def _missing(curves: Sequence[Curve]) -> str:
     return f"\n**Runs that are missing**: {shown}.\n"
 
 
-def text_of(curves: Sequence[Curve]) -> str:
+def text_of(curves: Sequence[Curve], alone: Sequence[Curve]) -> str:
     """Return the page.
 
     Args:
         curves: one a stream; those with the strengths of the first are the short ones.
+        alone: those of the constraint alone.
 
     Returns:
         Markdown.
     """
-    short = [c for c in curves if c.strengths == curves[0].strengths]
-    long = [c for c in curves if c.strengths != curves[0].strengths]
+    short, long = _by_length(curves)
     return TEXT.format(
         runs=sum(c.recorded for c in curves),
         minutes=sum(c.seconds for c in curves) / 60,
@@ -236,7 +244,14 @@ def text_of(curves: Sequence[Curve]) -> str:
         short=table(short),
         long=table(long),
         missing=_missing(curves),
+        alone="\n\n".join(table(part) for part in _by_length(alone)),
     )
+
+
+def _by_length(curves: Sequence[Curve]) -> tuple[list[Curve], list[Curve]]:
+    """Return those with the strengths of the first, and the others."""
+    first = curves[0].strengths
+    return [c for c in curves if c.strengths == first], [c for c in curves if c.strengths != first]
 
 
 def _panel(axes: Axes, curve: Curve) -> None:

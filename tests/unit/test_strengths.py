@@ -93,7 +93,7 @@ def test_what_is_missing_is_said_and_not_judged():
     one.planned = 3
     long = Curve("rotated-mnist-15", (0.35, 3.5), 3.5, {0.35: {0: 70.0}, 3.5: {0: 80.0}}, 2)
     assert one.missed() is None
-    text = text_of([one, long])
+    text = text_of([one, long], [one, long])
     assert "rotated-mnist 1 of 3" in text
     assert "met on 1 of 2 streams; 1 without enough runs" in text
     assert "missing" not in text_of([curve(low=[80.0], default=[90.0], high=[90.0]), long])
