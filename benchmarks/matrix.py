@@ -385,7 +385,7 @@ figures in `results/matrix.json`). Two tasks, the digits 0–4 and then 5–9 (6
 
 - *single head*: the same five outputs for both tasks; *multi-head*: a head added for the second
   task, which is told; *growing head*: five outputs added to the old ones, one softmax over all
-  ten, no replay, no mask and no offset.
+  ten, no stored data, no mask and no offset.
 - SGD with momentum 0.9 (rates: {rates});
   Adam and AdamW at 0.002, AdamW with weight decay 0.1.
 - A cell reads: accuracy lost on held-out images of task 1, Naive → LDC, in points; its rise of loss
@@ -403,10 +403,9 @@ figures in `results/matrix.json`). Two tasks, the digits 0–4 and then 5–9 (6
 
 ## Where it is weak
 
-*Growing head.* Nothing holds the new outputs, and a softmax over all ten that sees new classes only
-pushes them up on old inputs too. Accuracy on task 1, Naive → LDC, where only its own five outputs
-may answer: what LDC holds is mostly still there, and outvoted. With the ViT both methods end near 0
-percent of task 1.
+*Growing head.* A softmax over all ten outputs that sees new classes only pushes them up on old inputs
+too; at the pseudo-inputs the rehearsal holds them down. Accuracy on task 1, Naive → LDC, where only
+its own five outputs may answer: what is missing of it above is outvoted, not lost.
 
 {growing}
 
