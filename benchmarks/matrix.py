@@ -403,9 +403,9 @@ figures in `results/matrix.json`). Two tasks, the digits 0–4 and then 5–9 (6
 
 ## Where it is weak
 
-*Growing head.* A softmax over all ten outputs that sees new classes only pushes them up on old inputs
-too; at the pseudo-inputs the rehearsal holds them down. Accuracy on task 1, Naive → LDC, where only
-its own five outputs may answer: what is missing of it above is outvoted, not lost.
+*Growing head.* A softmax over all ten outputs that sees new classes only pushes them up on old
+inputs too; at the pseudo-inputs the rehearsal holds them down. Accuracy on task 1, Naive → LDC,
+where only its own five outputs may answer: what is missing of it above is outvoted, not lost.
 
 {growing}
 

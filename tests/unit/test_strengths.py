@@ -96,7 +96,8 @@ def test_what_is_missing_is_said_and_not_judged():
     text = text_of([one, long], [one, long])
     assert "rotated-mnist 1 of 3" in text
     assert "met on 1 of 2 streams; 1 without enough runs" in text
-    assert "missing" not in text_of([curve(low=[80.0], default=[90.0], high=[90.0]), long], [one])
+    whole = [curve(low=[80.0], default=[90.0], high=[90.0]), long]
+    assert "missing" not in text_of(whole, whole)
     assert curve(low=[95.0], default=[90.0]).missed() is True
     assert Curve("rotated-mnist", (0.35, 3.5), 3.5).missed() is None
 
