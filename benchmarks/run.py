@@ -171,6 +171,26 @@ def render() -> None:
     if shown:
         rows = [_row(name, found[name]) for name in shown]
         _into_readme("streams", markdown_table(_HEADER, rows))
+    ten = {name: summary for name, summary in found.items() if "ten-seeds" in name}
+    if ten:
+        _into_readme("front", _front(ten))
+
+
+def _front(found: dict[str, dict[str, Any]]) -> str:
+    rows = []
+    names_of_data = {"mnist": "MNIST", "fashion": "Fashion-MNIST"}
+    for summary in found.values():
+        config, ldc = summary["config"], summary["methods"]["ldc"]
+        kind = config["scenario"].removeprefix("split-")
+        stream = f"split {names_of_data[config['data']]}, {kind}"
+        optimizer = f"{config['optimizer']}, lr {config['lr']:g}"
+        numbers = [_number(ldc, kind) for kind in ("acc", "learning", "bwt")]
+        seeds = f"{ldc['n_seeds']}"
+        if ldc["n_diverged"]:
+            seeds += f", {ldc['n_diverged']} more diverged"
+        rows.append([stream, optimizer, config["init"], *numbers, seeds])
+    header = ["stream", "optimiser", "initial weights", "LDC, ACC %", "learning %", "BWT", "seeds"]
+    return markdown_table(header, rows)
 
 
 def _digits(summary: dict[str, Any]) -> str:
