@@ -310,6 +310,32 @@ def test_joined_and_separate_passes_have_the_same_gradients():
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("kind", ["compiled", "bfloat16"])
+def test_compiled_and_narrow_networks_carry_riders(kind):
+    plain = Model()
+    model = torch.compile(plain, backend="eager") if kind == "compiled" else plain.bfloat16()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    landscape = Landscape(model, optimizer)
+    x, y = inputs_of(40, 4), torch.arange(40) % 3
+    x = x.bfloat16() if kind == "bfloat16" else x
+    for _ in range(2):
+        landscape.begin_task()
+        for _ in range(5):
+            optimizer.zero_grad()
+            with landscape.joining():
+                outputs = model(x)
+            assert outputs.shape == (40, 3)
+            loss = landscape.rehearsal()
+            (F.cross_entropy(outputs, y) + loss).backward()
+            optimizer.step()
+            landscape.step()
+        free = landscape.task.rehearsal is not None and landscape.task.rehearsal.free
+        landscape.end_task([x])
+    assert free
+    assert loss.dtype == torch.float32
+    assert loss.item() > 0
+
+
 def two_tasks(join=True, **options):
     """Two tasks of two classes, one of them in both; the landscape, and the first task's loss."""
     torch.manual_seed(0)
