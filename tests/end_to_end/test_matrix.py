@@ -17,8 +17,8 @@ QUICK = {
     Cell("vit", "single head", "AdamW"),
     Cell("lstm", "multi-head", "Adam"),
 }
-# Nothing holds the new outputs: they outvote the old ones, and both methods end near 0 percent.
-FAILING = {Cell("vit", "growing head", "SGD"), Cell("vit", "growing head", "Adam")}
+# It reaches 73 percent on the second task where Naive reaches 96, and 80 are asked for.
+FAILING = {Cell("resnet18", "single head", "AdamW")}
 
 
 def marks(cell):
