@@ -10,6 +10,7 @@ tasks is shown. Writes ``benchmarks/results/overhead.json`` and
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
 import time
 from collections.abc import Callable
@@ -36,6 +37,7 @@ from avalanche.logging import BaseLogger  # isort: skip
 from avalanche.training.plugins import EvaluationPlugin  # isort: skip
 
 HERE = Path(__file__).parent
+RESULTS = HERE / "results" / "overhead.json"
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,7 @@ class Setting:
 NETWORKS = {
     "784-100-100-10, B 32": Setting((100, 100), 32, 12000, 5),
     "784-256-256-10, B 128": Setting((256, 256), 128, 54000, 1),
-    "reduced ResNet-18, 32 × 32, B 32": Setting(None, 32, 1280, 1),
+    "reduced ResNet-18, 32 × 32, B 32": Setting(None, 32, 960, 1),
 }
 METHODS = ("naive", "ewc", "ldc", "constraint")
 OPTIMIZERS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
@@ -189,22 +191,35 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--tasks", type=int, default=5, help="permuted tasks a setting [5]")
     parser.add_argument("--threads", type=int, default=1, help="threads of torch [1]")
+    parser.add_argument(
+        "--networks",
+        type=lambda text: [int(part) for part in text.split(",")],
+        default=[*range(len(NETWORKS))],
+        help="numbers, comma-separated, of those measured anew [all]: "
+        + "; ".join(f"{i} {name}" for i, name in enumerate(NETWORKS)),
+    )
     chosen = parser.parse_args()
     torch.set_num_threads(chosen.threads)
-    raw, table = {}, []
-    for network in NETWORKS:
+    raw: dict[str, Any] = {}
+    if RESULTS.exists():
+        raw = json.loads(RESULTS.read_text(encoding="utf-8"))["settings"]
+    for network in [list(NETWORKS)[i] for i in chosen.networks]:
         for optimizer in OPTIMIZERS:
             rows = measure(network, optimizer, chosen.tasks)
-            figures = ratios(rows)
-            raw[f"{network}, {optimizer}"] = {"tasks": rows, **figures}
+            setting = {"tasks": rows, "threads": chosen.threads, **ratios(rows)}
+            raw[f"{network}, {optimizer}"] = setting | {"versions": dict(versions())}
+            write_json(RESULTS, {"settings": raw})
+            print(f"{network}, {optimizer}: {setting['step_and_pull']:.2f}", flush=True)
+    table = []
+    for network in NETWORKS:
+        for optimizer in OPTIMIZERS:
+            if (figures := raw.get(f"{network}, {optimizer}")) is None:
+                continue
             shares = [f"{figures[k]:.2f}" for k in ("step_and_pull", "constraint", "pull")]
             end = f"{100 * figures['end_of_1875_steps']:.0f} %"
             against = [f"{figures[k]:.2f}" for k in ("ewc", "ldc_over_ewc")]
             step = f"{figures['naive_ms_per_step']:.2f}"
             table.append([network, optimizer, *shares, end, *against, step])
-            print(table[-1], flush=True)
-    content = {"threads": chosen.threads, "versions": dict(versions()), "settings": raw}
-    write_json(HERE / "results" / "overhead.json", content)
     header = [
         "network", "optimiser", "(step + pull) / Naive", "constraint alone", "of which pull",
         "task end / 1875 Naive steps", "EWC / Naive, task ≥ 3", "LDC / EWC, task ≥ 3",
