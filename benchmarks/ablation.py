@@ -117,7 +117,7 @@ def grid(streams: tuple[str, ...] = STREAMS) -> Iterator[tuple[str, str]]:
 
 
 def _method(variant: str) -> str:
-    return "naive" if variant in {NAIVE, REHEARSAL} else "ldc"
+    return NAIVE if variant in {NAIVE, REHEARSAL} else "ldc"
 
 
 def _cell(variant: str, seed: int) -> Cell:

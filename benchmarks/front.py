@@ -2,7 +2,8 @@
 
 ``python -m benchmarks.front`` makes the runs that are missing (two repeats, never reported, of five
 streams with SGD, judged on validation images) under ``benchmarks/results/front`` and renders
-``benchmarks/FRONT.md`` from them; ``--render`` only renders.
+``benchmarks/FRONT.md`` from them; ``--render`` only renders. A run counts as made only by the very
+code that is installed, with ``--keep`` by earlier code too.
 """
 
 from __future__ import annotations
@@ -119,9 +120,9 @@ def render() -> str:
     """
     rows = []
     for name, candidate in CANDIDATES.items():
-        row = [name]
+        row, streams = [name], _streams(candidate)
         for stream in STREAMS:
-            if stream not in _streams(candidate):
+            if stream not in streams:
                 row.append("")
                 continue
             found = [
