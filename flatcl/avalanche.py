@@ -79,7 +79,7 @@ class LDC(SupervisedTemplate):
         basis: field of ``LDCOptions``.
         rank: field of ``LDCOptions``.
         seed: field of ``LDCOptions``.
-        per_task: field of ``LDCOptions``.
+        witnesses: field of ``LDCOptions``.
         budget: field of ``LDCOptions``.
         on_budget: field of ``LDCOptions``.
         ewc_lambda: of EWC; ignored, as the next three.
@@ -120,7 +120,7 @@ class LDC(SupervisedTemplate):
         basis: BasisOption = _DEFAULT.basis,
         rank: int = _DEFAULT.rank,
         seed: int = _DEFAULT.seed,
-        per_task: bool = _DEFAULT.per_task,
+        witnesses: int = _DEFAULT.witnesses,
         budget: float | None = _DEFAULT.budget,
         on_budget: OnBudget = _DEFAULT.on_budget,
         ewc_lambda: float | None = None,
@@ -157,7 +157,7 @@ class LDC(SupervisedTemplate):
             basis=basis,
             rank=rank,
             seed=seed,
-            per_task=per_task,
+            witnesses=witnesses,
             budget=budget,
             on_budget=on_budget,
         )

@@ -28,7 +28,8 @@ class ForgettingForecast(PluginMetric):  # type: ignore[misc]  # Avalanche ships
     After an experience one value for each before it, named as Avalanche names a metric of an
     experience (``ForgettingForecast_Exp/train_phase/train_stream/Task000/Exp001``), and at each
     epoch's end their mean. Nothing is emitted while there is no earlier experience, nor with
-    strength 0. A forecast that is not to be trusted is still emitted, and warned of once.
+    strength and witnesses both 0. A forecast that is not to be trusted is still emitted, and warned
+    of once. ``LDC(witnesses=512)`` makes it far better: benchmarks/FORECAST.md.
 
     Args:
         emit_at: "experience" or "epoch".
@@ -111,7 +112,9 @@ class ForgettingForecast(PluginMetric):  # type: ignore[misc]  # Avalanche ships
             )
         landscape = plugin.landscape
         earlier = 0 if landscape is None else landscape.tasks_ended - (not running)
-        if landscape is None or earlier < 1 or not landscape.constraints:
+        if landscape is None or earlier < 1:
+            return None
+        if not (landscape.constraints or landscape.history.witnesses):
             return None
         found = landscape.forecast([strategy.mbatch] if running else None)
         self.forecasts.append(found)

@@ -14,7 +14,9 @@ from flatcl.core.holdings import Holdings
 from flatcl.core.measure import Measurement, ProbeMeasurement, TaskEnd
 from flatcl.core.precision import full_precision, under_present_autocast
 from flatcl.core.record import record_
-from flatcl.core.rehearsal import Rehearsal, take_in
+from flatcl.core.rehearsal import Rehearsal
+from flatcl.core.sample import Sample
+from flatcl.core.witnesses import Witnesses
 from flatcl.errors import NonFiniteError, StateError
 
 # What a task's way is taken for where none was travelled, as a share of ‖W‖. Perceptrons on MNIST
@@ -70,7 +72,7 @@ class Landscape(Holdings):
         if self.task is not None or self.tasks_ended:
             raise StateError("fit comes before the first task: make a fresh Landscape for it")
         self._layout()
-        if self.options.strength > 0 or self.options.use_pseudo_inputs:
+        if self.options.records:
             travelled = {n: p.detach() * USUAL_WAY for n, p in self.parameters.items()}
             self._record(ProbeMeasurement(self._units, {}), travelled, batches)
         self.tasks_ended = 1
@@ -119,7 +121,8 @@ class Landscape(Holdings):
     def rehearsal(self) -> Tensor:
         """Return what to add to the loss of a step, so that the earlier tasks are rehearsed too.
 
-        Left out, the constraint alone holds them. See ``flatcl.core.rehearsal``.
+        Left out, the constraint alone holds them. See ``flatcl.core.rehearsal``. With several
+        heads, ``forward`` must choose each input's head by the batch's last part, task labels.
 
         Returns:
             A scalar, nats, to be differentiated: how far the network's predictions at
@@ -176,8 +179,7 @@ class Landscape(Holdings):
                 "the weights are not finite at the task's end: the training diverged; lower the "
                 "learning rate"
             )
-        rehearses = self.options.use_pseudo_inputs > 0
-        if self.options.strength > 0 or self.network is not None or rehearses:
+        if self.options.records or self.network is not None:
             self._record(task.measurement, task.travelled(), batches)
         self.tasks_ended += 1
         self.task = None
@@ -197,7 +199,7 @@ class Landscape(Holdings):
 
         Args:
             batches: some inputs of the running task, as for ``end_task``; they tell how far the
-                quadratic forecast can be trusted, and correct it. Not needed between tasks.
+                quadratic can be trusted, and correct it. Not needed between tasks.
 
         Returns:
             The forecast, flagged where it is not to be trusted.
@@ -205,8 +207,10 @@ class Landscape(Holdings):
         Raises:
             StateError: strength is 0 and a task has ended: nothing was measured of it.
         """
-        if self.tasks_ended and not self.constraints:
-            raise StateError("strength=0 measures nothing to forecast from: set strength above 0")
+        if self.tasks_ended and not self.constraints and not self.history.witnesses:
+            raise StateError(
+                "strength=0 measures nothing to forecast from: set strength or witnesses above 0"
+            )
         tasks, running = self.tasks_ended, self.task is not None
         with self.evaluating():
             return self.history.forecast(
@@ -247,6 +251,23 @@ class Landscape(Holdings):
                 self.probe_scale = record_(
                     self.constraints, self.history, network, measurement, end, self.peers
                 )
-            if self.options.use_pseudo_inputs and end.batches is not None:
-                take_in(self.inputs, self.model, end.forward, end.inputs())
-                self.peers.adopt_(self.inputs.tensors())
+            if self.options.use_pseudo_inputs or self.options.witnesses:
+                self._take_in(end)
+
+    def _take_in(self, end: TaskEnd) -> None:
+        """Keep what rehearsal and forecast need of a task's inputs: moments and witnesses."""
+        sample = None
+        if end.batches is not None:
+            sample = Sample.of(self.model, end.forward, end.inputs())
+        if sample is not None and self.options.use_pseudo_inputs:
+            self.inputs.take_in(sample, sum(p.numel() for p in self.model.parameters()))
+            self.peers.adopt_(self.inputs.tensors())
+        if self.options.witnesses:
+            number = max(1, self.options.witnesses // (self.tasks_ended + 1))
+            found = None
+            if sample is not None:
+                seed = self.tasks_ended
+                found = Witnesses.drawn(self.model, end.forward, sample, number, seed)
+            if found is not None:
+                self.peers.adopt_(found.tensors())
+            self.history.testify(found, number)

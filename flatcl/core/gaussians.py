@@ -3,7 +3,7 @@
 Inputs are put into groups by the class that the network gives them, and by their task label where
 they have one. A group keeps the number of its inputs, their mean and the leading principal
 directions of their covariance: Σ ≈ BᵀB, B [r, d]. No input is kept, and no mean of a few: a class
-of fewer than 2 r inputs goes with others. When a group meets new inputs its moments are joined
+of fewer than 16 inputs goes with others. When a group meets new inputs its moments are joined
 exactly and cut to r directions again, so that memory depends on the number of groups alone.
 
 Source: pseudo-rehearsal, Robins, Connection Science 7 (1995) 123–146, which draws inputs blindly;
@@ -15,21 +15,18 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from flatcl.core.sample import LEAST_INPUTS, OTHERS, Key, Sample
 from flatcl.core.saved import State, entry
 from flatcl.errors import StateError
 
 RANK = 8  # principal directions a group; 3 … 48 come out alike
 _FLOATS_A_WEIGHT = 1.0  # all groups together, in floats a weight of the network
 _LEAST_GROUPS = 16  # whatever the network's size
-_LEAST_INPUTS = 2 * RANK  # of a new group: fewer would be told by their mean
-_OTHERS = -1  # class of the inputs whose own class has too few
-
-Key: TypeAlias = "tuple[int, int]"
 
 
 @dataclass
@@ -89,37 +86,15 @@ class InputGaussians:
         self.dtype = torch.float32
         self.groups: dict[Key, InputGroup] = {}
 
-    @staticmethod
-    def fits(batches: Sequence[Sequence[Tensor]]) -> bool:
-        """Tell whether batches have inputs whose Gaussian can be taken.
-
-        Args:
-            batches: of a task, inputs first.
-
-        Returns:
-            True if the inputs are finite real numbers, of one shape, and all other parts are
-            numbers that belong to an input, labels for instance, and no further data.
-        """
-        inputs = [batch[0] for batch in batches]
-        others = [part for batch in batches for part in batch[1:]]
-        return (
-            all(x.is_floating_point() and x[0].numel() > 0 for x in inputs)
-            and len({tuple(x.shape[1:]) for x in inputs}) == 1
-            and all(part[0].numel() == 1 for part in others)
-            and all(bool(torch.isfinite(x).all()) for x in inputs)
-        )
-
     @torch.no_grad()
-    def take_in(self, parts: Sequence[Tensor], classes: Tensor, weights: int) -> None:
+    def take_in(self, sample: Sample, weights: int) -> None:
         """Take in the moments of a task's inputs.
 
         Args:
-            parts: tensors of equal length, inputs [n, …] first. Where there are three or more the
-                last holds task labels, as in Avalanche.
-            classes: [n], the class that the network gives each input; 0 where it has none.
+            sample: of the task.
             weights: of the network; more of them allow for more groups.
         """
-        inputs = parts[0]
+        inputs = sample.parts[0]
         if self.groups and tuple(inputs.shape[1:]) != self.shape:
             warnings.warn(
                 f"inputs have shape {tuple(inputs.shape[1:])}, those of the earlier tasks had "
@@ -128,24 +103,21 @@ class InputGaussians:
             )
             return
         self.shape, self.dtype = tuple(inputs.shape[1:]), inputs.dtype
-        rows = inputs.flatten(1).float()
-        labels = parts[-1] if len(parts) > 2 else torch.zeros_like(classes)
-        pairs = torch.stack([classes, labels.to(classes).reshape(len(classes), -1)[:, 0]], dim=1)
+        rows = sample.rows()
         limit = max(_LEAST_GROUPS, int(_FLOATS_A_WEIGHT * weights / ((RANK + 1) * rows.shape[1])))
         members: dict[Key, list[Tensor]] = {}
-        for of_class, label in torch.unique(pairs, dim=0).tolist():
-            places = ((pairs[:, 0] == of_class) & (pairs[:, 1] == label)).nonzero()[:, 0]
-            key = (of_class, label)
+        for own, places in sample.groups.items():
+            key = own
             full = len(self.groups.keys() | members.keys()) >= limit
-            if key not in self.groups and (full or len(places) < _LEAST_INPUTS):
-                key = (_OTHERS, label)
+            if key not in self.groups and (full or len(places) < LEAST_INPUTS):
+                key = (OTHERS, own[1])
             members.setdefault(key, []).append(places)
-        for key in sorted(members, key=lambda k: k[0] == _OTHERS):  # these look for a group to join
-            self._join(key, torch.cat(members[key]), rows, parts[1:])
+        for key in sorted(members, key=lambda k: k[0] == OTHERS):  # these look for a group to join
+            self._join(key, torch.cat(members[key]), rows, sample.parts[1:])
 
     def _join(self, key: Key, places: Tensor, rows: Tensor, others: Sequence[Tensor]) -> None:
         of_label = [k for k in self.groups if k[1] == key[1]]
-        if key not in self.groups and len(places) < _LEAST_INPUTS and of_label:
+        if key not in self.groups and len(places) < LEAST_INPUTS and of_label:
             key = min(of_label, key=lambda k: (self.groups[k].count, k))
         group = self.groups.get(key)
         if group is None:

@@ -78,11 +78,11 @@ class Holdings:
         return total if self.network is None else total + self.network.energy(self.parameters)
 
     def bytes_held(self) -> int:
-        """Return the bytes kept between tasks; without ``per_task`` their number is no matter.
+        """Return the bytes kept between tasks; the number of tasks is no matter.
 
         Returns:
-            Bytes of bases, stiffness, anchors and Gaussians of inputs, without the model and its
-            optimiser.
+            Bytes of bases, stiffness, anchors, Gaussians of inputs and witnesses, without the model
+            and its optimiser.
         """
         held = [] if self.network is None else self.network.state_dict().values()
         of_network = sum(t.numel() * t.element_size() for t in held if isinstance(t, Tensor))

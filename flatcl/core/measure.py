@@ -151,21 +151,6 @@ def combined(
     return Constraint(basis, k, anchor.detach().to(wide, copy=True)), lost
 
 
-def own_constraint(name: str, found: Found, view: Tensor) -> Constraint:
-    """Return one task's constraint alone, anchored at the present weights.
-
-    Args:
-        name: of the unit.
-        found: the task's measurement.
-        view: W* of the unit, the weights at the task's end; copied.
-
-    Returns:
-        The constraint.
-    """
-    wide = torch.promote_types(view.dtype, torch.float32)
-    return Constraint(found.bases[name], found.stiffness[name], view.to(wide, copy=True))
-
-
 def _scale(end: TaskEnd, chunk: Sequence[Tensor]) -> float:
     """Return the unit fixed by the first task: it must not change as a head grows."""
     if end.scale is not None:

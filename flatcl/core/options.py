@@ -60,8 +60,9 @@ class LDCOptions:
             that fits counts, "auto" where none does.
         rank: leading directions that a truncated side keeps.
         seed: of the probe's random directions and perturbations.
-        per_task: keep each task's own constraint beside the merged one, for ``forecast`` alone:
-            memory then grows with the number of tasks.
+        witnesses: pseudo-inputs kept for ``forecast`` alone, of all tasks together (one of each at
+            least): with them the rise of a task's loss is predicted by asking the network, see
+            ``flatcl.core.witnesses``; with 0, by the constraint's quadratic. 512 serve five tasks.
         budget: what one task may add to the loss of each earlier one on average, nats; the merged
             constraint's energy over their number is held against it, right after each pull. None
             for no limit.
@@ -87,7 +88,7 @@ class LDCOptions:
     basis: BasisOption = "auto"
     rank: int = 256
     seed: int = 0
-    per_task: bool = False
+    witnesses: int = 0
     budget: float | None = None
     on_budget: OnBudget = "stop"
 
@@ -102,9 +103,12 @@ class LDCOptions:
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise OptionError(f"{name} is {value!r}; it must be a whole number, 1 or more")
-        n = self.pseudo_inputs
-        if n is not None and (not isinstance(n, int) or isinstance(n, bool) or n < 0):
-            raise OptionError(f"pseudo_inputs is {n!r}; it must be a whole number, 0 or more")
+        for name in ("pseudo_inputs", "witnesses"):
+            n = getattr(self, name)
+            if name == "pseudo_inputs" and n is None:
+                continue
+            if not isinstance(n, int) or isinstance(n, bool) or n < 0:
+                raise OptionError(f"{name} is {n!r}; it must be a whole number, 0 or more")
         for name, known in (
             ("source", get_args(Source)),
             ("directions", get_args(Directions)),
@@ -150,6 +154,11 @@ class LDCOptions:
         if self.pseudo_inputs is not None:
             return self.pseudo_inputs
         return _PSEUDO_INPUTS if self.strength > 0 else 0
+
+    @property
+    def records(self) -> bool:
+        """Whether anything is kept of a task that has ended."""
+        return self.strength > 0 or self.use_pseudo_inputs > 0 or self.witnesses > 0
 
     @property
     def power(self) -> float:

@@ -8,7 +8,7 @@ from flatcl.core.constraint import Constraint
 from flatcl.core.distributed import Peers
 from flatcl.core.forecast import History
 from flatcl.core.growth import Network
-from flatcl.core.measure import Measurement, ProbeMeasurement, TaskEnd, combined, own_constraint
+from flatcl.core.measure import Measurement, ProbeMeasurement, TaskEnd, combined
 from flatcl.core.pull import by_falling_stiffness
 from flatcl.core.variants import varied
 
@@ -39,11 +39,8 @@ def record_(
     found = measurement.stiffness(end)
     found = varied(found, constraints, end.options, end.generator)
     views = {unit.name: unit.gather(network.parameters).detach() for unit in network.units}
-    own = None
-    if end.options.per_task:
-        own = {name: own_constraint(name, found, view) for name, view in views.items()}
     probed = isinstance(measurement, ProbeMeasurement)
-    history.record(network, constraints, list(end.batches or ()) if probed else None, own)
+    history.record(network, constraints, list(end.batches or ()) if probed else None)
     for unit in network.units:
         merged, lost = combined(unit, constraints.get(unit.name), found, views[unit.name])
         constraints[unit.name] = by_falling_stiffness(merged)

@@ -29,56 +29,12 @@ from torch import Tensor, nn
 
 from flatcl.core.gaussians import InputGaussians
 from flatcl.core.gradients import Forward, evaluation_mode, outputs_of
+from flatcl.core.predictions import log_predictions, predictions_at
 from flatcl.core.riders import rides_free, riding
 from flatcl.core.saved import State, entry
 
 _POOL = 1024  # pseudo-inputs a task, visited in turn
 _POOL_FLOATS = 2**24  # at most, whatever the size of an input
-_BATCH = 128  # inputs a forward pass of the old network
-_LEAST = -1e4  # of log p
-
-
-def _log_predictions(outputs: Tensor) -> Tensor:
-    """Return log p [..., C], in float32 at least; a single output is the logit of one of two.
-
-    Bounded below, so that an output that a network masks by −∞ counts as none: 0 · log 0 = 0.
-    """
-    wide = outputs.to(torch.promote_types(outputs.dtype, torch.float32))
-    if wide.shape[-1] == 1:
-        wide = torch.cat([wide, torch.zeros_like(wide)], dim=-1)
-    return wide.log_softmax(-1).clamp_min(_LEAST)
-
-
-def _predictions_at(
-    model: nn.Module, forward: Forward, batches: Sequence[Sequence[Tensor]]
-) -> list[Tensor]:
-    with evaluation_mode(model), torch.no_grad():
-        return [_log_predictions(outputs_of(forward, batch)) for batch in batches]
-
-
-def take_in(
-    gaussians: InputGaussians,
-    model: nn.Module,
-    forward: Forward,
-    batches: Sequence[Sequence[Tensor]],
-) -> None:
-    """Add a task's inputs to the Gaussians, grouped by the network's own predictions of them.
-
-    Args:
-        gaussians: updated; left as they are where inputs are not numbers of one shape.
-        model: the network at the task's end, whose modes are left as they are.
-        forward: from a batch to outputs [..., C].
-        batches: of the task, inputs first.
-    """
-    if not gaussians.fits(batches):
-        return
-    found = _predictions_at(model, forward, batches)
-    if all(outputs.dim() == 2 for outputs in found):
-        classes = torch.cat(found).argmax(-1)
-    else:  # tokens or pixels: an input has no class of its own
-        classes = torch.zeros(sum(len(batch[0]) for batch in batches), dtype=torch.long)
-    parts = [torch.cat(pieces) for pieces in zip(*batches, strict=True)]
-    gaussians.take_in(parts, classes, sum(p.numel() for p in model.parameters()))
 
 
 class Rehearsal:
@@ -127,8 +83,7 @@ class Rehearsal:
         """
         visits = max(1, min(_POOL, _POOL_FLOATS // math.prod(gaussians.shape)) // number)
         parts = gaussians.draw(visits * number, generator)
-        batches = list(zip(*(torch.split(part, _BATCH) for part in parts), strict=True))
-        expected = torch.cat(_predictions_at(model, forward, batches))
+        expected = predictions_at(model, forward, parts)
         some = [part[:number] for part in parts]
         return cls(parts, expected, number, free=rides_free(model, forward, some))
 
@@ -167,7 +122,7 @@ class Rehearsal:
                 outputs = outputs_of(forward, self._at(step))
         visit = step % len(self._p)
         found: Tensor = self._constants[visit] - torch.dot(
-            _log_predictions(outputs).flatten(), self._p[visit]
+            log_predictions(outputs).flatten(), self._p[visit]
         )
         return found
 

@@ -71,8 +71,8 @@ def take_up(landscape: Holdings, state: State) -> None:
         )
     tasks_ended, scale = (entry(state, k, "landscape") for k in ("tasks_ended", "probe_scale"))
     generator = generator_from(entry(state, "generator", "landscape"))
-    history = History.from_state(state.get("history"), views)
     device = next(iter(landscape.parameters.values())).device
+    history = History.from_state(state.get("history"), device)
     inputs = InputGaussians.from_state(state.get("inputs"), device)
     task, running = None, state.get("task")
     if running is not None:

@@ -17,6 +17,8 @@ from flatcl.core.forecast import History, Spent
 from flatcl.core.growth import Network
 from flatcl.core.layers import matrix_views, trained_parameters
 from flatcl.core.options import LDCOptions
+from flatcl.core.sample import LEAST_INPUTS, Sample
+from flatcl.core.witnesses import Witnesses
 from flatcl.errors import OptionError, StateError
 
 
@@ -111,7 +113,7 @@ def test_what_all_outputs_share_is_no_change_and_a_late_one_is_infinite():
 
 def test_of_a_linear_network_the_forecast_is_the_dense_quadratic_form():
     model = linear()
-    landscape, optimizer = learned(model, tasks=1, width=0.0, damping=0.0, per_task=True)
+    landscape, optimizer = learned(model, tasks=1, width=0.0, damping=0.0)
     (constraint,) = landscape.constraints.values()
     K, anchor = constraint.to_dense(), constraint.anchor
     landscape.begin_task()
@@ -119,8 +121,8 @@ def test_of_a_linear_network_the_forecast_is_the_dense_quadratic_form():
     found = landscape.forecast([blobs(1)[0].double()])
     x = (torch.cat([model.weight, model.bias[:, None]], 1).detach() - anchor).reshape(-1)
     assert found.rises == pytest.approx([0.5 * float(x @ K @ x)], rel=1e-9)
-    assert found.growths == pytest.approx([1.0], abs=1e-6)
-    assert found.exact
+    assert found.spent[-1].growth == pytest.approx(1.0, abs=1e-6)
+    assert found.quadratic == found.rises
     assert found.trusted
     assert found.reason == ""
 
@@ -130,10 +132,9 @@ def test_costs_are_shared_among_the_tasks_before_and_added():
     network = Network(nn.Linear(1, 1), [], {"w": torch.zeros(1)}, lambda batch: batch[0])
     found = history.forecast(network, {}, None, tasks=3, running=False)
     assert found.rises == pytest.approx((3.0 + 3.0, 3.0, 0.0))
-    assert found.growths == (1.5, 1.0, 1.0)
+    assert found.quadratic == found.rises
     assert found.mean == pytest.approx(3.0)
     assert found.trusted
-    assert not found.exact
 
 
 @pytest.mark.parametrize("growth", [math.nan, 3.1])
@@ -146,28 +147,136 @@ def test_a_growth_that_is_large_or_not_measured_is_flagged(growth):
     assert found.rises[0] == pytest.approx(2.0 if math.isnan(growth) else 6.2)
 
 
-def test_own_and_merged_constraints_agree_while_there_is_one_earlier_task():
-    finds = {}
-    for per_task in (False, True):
-        landscape, _ = learned(mlp(), tasks=2, per_task=per_task)
-        finds[per_task] = landscape.forecast()
-        assert finds[per_task].exact is per_task
-    assert finds[True].rises[0] == pytest.approx(finds[False].rises[0], rel=1e-4)
-    assert finds[True].growths[0] == pytest.approx(finds[False].growths[0], rel=1e-4)
-    assert finds[True].rises[1] == 0.0 == finds[False].rises[1]
+def divergence(then, now):
+    log_p, log_q = then.double().log_softmax(1), now.double().log_softmax(1)
+    return (log_p.exp() * (log_p - log_q)).sum(1)
 
 
-def test_own_constraints_count_from_their_own_anchors():
-    model = linear()
-    landscape, _ = learned(model, tasks=3, per_task=True)
+def witnessed(number=512, tasks=2, model=None, **options):
+    return learned(model or mlp(), tasks=tasks, number=20, witnesses=number, **options)
+
+
+def test_witnesses_have_the_moments_of_each_predicted_class():
+    model = mlp().eval()
+    x = torch.cat([blobs(seed, 512)[0] for seed in range(4)])
+
+    def forward(batch):
+        return model(batch[0])
+
+    sample = Sample.of(model, forward, [[x]])
+    found = Witnesses.drawn(model, forward, sample, 40000, 0)
+    with torch.no_grad():
+        classes = model(x).argmax(1)
+        torch.testing.assert_close(found.expected, model(found.parts[0]).log_softmax(1))
+    large = [c for c in classes.unique() if int((classes == c).sum()) >= LEAST_INPUTS]
+    assert len(large) > 1
+    groups = [x[classes == c] for c in large]
+    # The mixture's own moments: the mean over groups, within-group and between-group scatter.
+    n = sum(map(len, groups))
+    whole = torch.cat(groups)
+    mean = whole.mean(0)
+    assert n > 1500
+    torch.testing.assert_close(found.parts[0].mean(0), mean, atol=0.05, rtol=0)
+    torch.testing.assert_close(found.parts[0].T.cov(), whole.T.cov(), atol=0.15, rtol=0)
+
+
+def test_the_forecast_by_witnesses_is_the_divergence_there_since_each_task_ended():
+    landscape, optimizer = witnessed()
+    first, second = landscape.history.witnesses
+    assert (len(first.expected), len(second.expected)) == (256, 256)
+    landscape.begin_task()
+    steps(landscape.model, landscape, optimizer, *blobs(2), 20)
+    found = landscape.forecast([blobs(2)[0]])
+    model = landscape.model.eval()
+    for rise, witnesses in zip(found.rises, (first, second), strict=True):
+        each = divergence(witnesses.expected, model(witnesses.parts[0]).detach())
+        assert rise == pytest.approx(float(each.mean()), rel=1e-4)
+    costs = [s.rise for s in found.spent]
+    assert found.quadratic == pytest.approx((sum(costs), costs[1]))
+
+
+def test_witnesses_of_the_last_task_see_no_change():
+    found = witnessed()[0].forecast()
+    assert found.rises[-1] == pytest.approx(0.0, abs=1e-6)
+    assert found.reasons[-1] == ""
+
+
+def test_memory_of_witnesses_is_constant_but_for_one_a_task():
+    held = [witnessed(8, tasks=tasks)[0] for tasks in (1, 2, 4, 5)]
+    numbers = [[len(w.expected) for w in h.history.witnesses] for h in held]
+    assert numbers == [[8], [4, 4], [2, 2, 2, 2], [1] * 5]
+    assert held[0].history.bytes_held() == held[2].history.bytes_held() == 8 * 4 * (6 + 3)
+    assert sum(map(len, numbers[-1:])) == 5
+    without = witnessed(0, tasks=4)[0]
+    assert held[2].bytes_held() - without.bytes_held() == held[2].history.bytes_held()
+
+
+def test_a_head_that_grows_takes_its_share_of_the_predictions():
+    model = nn.Linear(6, 3)
+    landscape, _ = learned(model, tasks=1, number=20, witnesses=64)
+    (witnesses,) = landscape.history.witnesses
+    grown = nn.Linear(6, 4)
+    with torch.no_grad():
+        grown.weight[:3], grown.bias[:3] = model.weight, model.bias
+        grown.weight[3], grown.bias[3] = 0.0, 1.0
+        now = grown(witnesses.parts[0])
+    rise, _ = witnesses.rise(grown, lambda batch: grown(batch[0]))
+    # The new class takes q from the old ones: KL = log(1 + e / Σ exp f) there, exactly.
+    expected = now.double().logsumexp(1) - now.double()[:, :3].logsumexp(1)
+    assert rise == pytest.approx(float(expected.mean()), rel=1e-5)
+
+
+def test_witnesses_that_differ_and_a_constraint_that_disagrees_are_flagged():
+    history = History([Spent(0, 1, 0), Spent(0.1, 1.0, 1)])
+    model = nn.Linear(2, 2, bias=False)
+    network = Network(model, [], {"w": model.weight}, lambda batch: model(batch[0]))
+
+    def forecast(logits, x):
+        with torch.no_grad():
+            model.weight.copy_(torch.eye(2))
+        history.witnesses = [Witnesses([x], logits.log_softmax(1)), None]
+        return history.forecast(network, {}, None, tasks=2, running=False)
+
+    same = torch.zeros(64, 2)
+    found = forecast(same + torch.tensor([0.9, 0.0]), same)
+    rise = float(divergence(torch.tensor([[0.9, 0.0]]), torch.zeros(1, 2)))
+    assert found.rises == pytest.approx((rise, 0.0))
+    assert found.quadratic == pytest.approx((0.1, 0.0))
+    assert found.trusted
+    assert "factor of 3" in forecast(same + torch.tensor([3.0, 0.0]), same).reasons[0]
+    logits = same.clone()
+    logits[0, 0] = 9.0
+    assert "witnesses differ" in forecast(logits, same).reasons[0]
+    history.spent.pop()
+    assert "no constraint" in forecast(same + torch.tensor([0.9, 0.0]), same).reason
+
+
+def test_without_a_constraint_witnesses_still_forecast():
+    landscape, _ = witnessed(strength=0.0)
     found = landscape.forecast()
-    weight = torch.cat([model.weight, model.bias[:, None]], 1).detach()
-    for own, rise in zip(landscape.history.own, found.rises, strict=True):
-        assert rise == pytest.approx(float(own["weight"].energy(weight)), rel=1e-6, abs=1e-12)
+    assert found.rises[0] > 0.01
+    assert math.isnan(found.quadratic[0])
+    assert "no constraint" in found.reason
+
+
+def test_inputs_without_moments_leave_the_quadratic():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Embedding(7, 4), nn.Flatten(), nn.Linear(8, 3))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    landscape = Landscape(model, optimizer, options=LDCOptions(interval=5, witnesses=16))
+    for task in (0, 1):
+        tokens = torch.randint(0, 7, (64, 2), generator=torch.Generator().manual_seed(task))
+        landscape.begin_task()
+        for _ in range(20):
+            optimizer.zero_grad()
+            F.cross_entropy(model(tokens), (tokens.sum(1) + task) % 3).backward()
+            optimizer.step()
+            landscape.step()
+        landscape.end_task([tokens])
+    assert landscape.history.witnesses == [None, None]
+    found = landscape.forecast()
+    assert found.rises == found.quadratic
     assert found.rises[0] > 0
-    inputs = landscape.inputs.bytes_held()
-    merged = learned(linear(), tasks=3)[0].bytes_held() - inputs
-    assert landscape.bytes_held() == 4 * merged + inputs
 
 
 def test_forecasts_change_no_bit_of_the_training():
@@ -186,7 +295,9 @@ def test_forecasts_change_no_bit_of_the_training():
                 assert [m.training for m in model.modules()] == modes
 
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-        landscape = Landscape(model, optimizer, options=LDCOptions(interval=5, per_task=watched))
+        landscape = Landscape(
+            model, optimizer, options=LDCOptions(interval=5, witnesses=64 * watched)
+        )
         state["landscape"] = landscape
         torch.manual_seed(3)
         for task in range(3):
@@ -221,13 +332,13 @@ def test_before_anything_is_learned_and_without_a_constraint():
     assert landscape.forecast().rises == ()
     assert landscape.forecast().mean == 0.0
     off, _ = learned(mlp(), tasks=1, strength=0.0)
-    with pytest.raises(StateError, match="set strength above 0"):
+    with pytest.raises(StateError, match="strength or witnesses above 0"):
         off.forecast()
 
 
-@pytest.mark.parametrize("per_task", [False, True])
-def test_the_history_is_saved_and_an_older_state_is_flagged(per_task):
-    landscape, _ = learned(mlp(), tasks=3, number=20, per_task=per_task)
+@pytest.mark.parametrize("witnesses", [0, 32])
+def test_the_history_is_saved_and_an_older_state_is_flagged(witnesses):
+    landscape, _ = learned(mlp(), tasks=3, number=20, witnesses=witnesses)
     file = io.BytesIO()
     torch.save(landscape.state_dict(), file)
     file.seek(0)
@@ -237,7 +348,7 @@ def test_the_history_is_saved_and_an_older_state_is_flagged(per_task):
     other = Landscape(
         model,
         torch.optim.SGD(model.parameters(), lr=0.1),
-        options=LDCOptions(interval=5, per_task=per_task),
+        options=LDCOptions(interval=5, witnesses=witnesses),
     )
     other.load_state_dict(state)
     assert other.forecast() == landscape.forecast()
@@ -248,17 +359,12 @@ def test_the_history_is_saved_and_an_older_state_is_flagged(per_task):
     assert "without its history" in found.reason
 
 
-def test_a_saved_history_of_another_model_is_refused():
-    landscape, _ = learned(mlp(), tasks=1, number=10, per_task=True)
-    with pytest.raises(StateError, match="which the model does not have"):
-        History.from_state(landscape.history.state_dict(), {})
-
-
-def test_a_head_that_grows_adds_nothing_to_the_forecast():
+def test_a_head_that_grows_adds_nothing_to_the_quadratic():
     model = mlp()
-    landscape, _ = learned(model, tasks=2, number=20, per_task=True)
-    before = landscape.forecast()
-    energies = [r / g for r, g in zip(before.rises, before.growths, strict=True)]
+    landscape, _ = learned(model, tasks=2, number=20)
+    landscape.begin_task()
+    before = landscape.forecast([blobs(2)[0]]).spent[-1].energy
+    landscape.end_task()
     head = model[-1]
     grown = nn.Linear(16, 5)
     with torch.no_grad():
@@ -266,10 +372,7 @@ def test_a_head_that_grows_adds_nothing_to_the_forecast():
     model[-1] = grown
     landscape.metric.optimizer.add_param_group({"params": list(grown.parameters())})
     landscape.begin_task()
-    found = landscape.forecast([blobs(2)[0]])
-    assert [r / g for r, g in zip(found.rises, found.growths, strict=True)] == pytest.approx(
-        energies, rel=1e-5
-    )
+    assert landscape.forecast([blobs(2)[0]]).spent[-1].energy == pytest.approx(before, rel=1e-5)
 
 
 def test_source_sgd_is_forecast_too_but_not_checked():
@@ -345,6 +448,8 @@ def test_a_crossed_budget_asks_to_stop_and_the_task_can_end():
         ({"budget": 0}, "budget is 0"),
         ({"budget": -1.0}, "budget is -1.0"),
         ({"budget": math.nan}, "budget is nan"),
+        ({"witnesses": -1}, "witnesses is -1"),
+        ({"witnesses": 1.5}, "witnesses is 1.5"),
         ({"on_budget": "sigh"}, "on_budget is 'sigh'"),
     ],
 )

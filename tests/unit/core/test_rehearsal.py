@@ -13,8 +13,9 @@ from torch.nn import functional as F
 from flatcl.core.engine import Landscape
 from flatcl.core.gaussians import RANK, InputGaussians
 from flatcl.core.options import LDCOptions
-from flatcl.core.rehearsal import Rehearsal, take_in
+from flatcl.core.rehearsal import Rehearsal
 from flatcl.core.riders import rides_free, riding
+from flatcl.core.sample import Sample
 from flatcl.errors import StateError
 
 WEIGHTS = 10**6
@@ -33,7 +34,7 @@ def taken(*tasks, classes=None):
     found = InputGaussians()
     for x in tasks:
         zeros = torch.zeros(len(x), dtype=torch.long)
-        found.take_in([x], zeros if classes is None else classes, WEIGHTS)
+        found.take_in(Sample.grouped([x], zeros if classes is None else classes), WEIGHTS)
     return found
 
 
@@ -67,7 +68,8 @@ def test_draws_have_the_groups_moments_shares_and_labels():
     low, high = inputs_of(100, 4, 1), inputs_of(300, 4, 2) + 50.0
     found = InputGaussians()
     x, t = torch.cat([low, high]).reshape(400, 2, 2), torch.tensor([3] * 100 + [5] * 300)
-    found.take_in([x, torch.zeros(400), t], torch.zeros(400, dtype=torch.long), WEIGHTS)
+    sample = Sample.grouped([x, torch.zeros(400), t], torch.zeros(400, dtype=torch.long))
+    found.take_in(sample, WEIGHTS)
     drawn, other, label = found.draw(40_000, generator())
     assert drawn.shape == (40_000, 2, 2)
     assert drawn.dtype == x.dtype
@@ -97,7 +99,7 @@ def test_groups_stay_few_and_keep_to_their_task_label():
         x = inputs_of(600, 3, label)
         classes = torch.arange(600) % 30
         t = torch.full((600,), label)
-        found.take_in([x, classes, t], classes, weights=1)
+        found.take_in(Sample.grouped([x, classes, t], classes), weights=1)
     # 16 at the least of 60, and one for all others of each label.
     assert len(found.groups) == 16 + 2
     assert sum(group.count for group in found.groups.values()) == 1200
@@ -107,10 +109,10 @@ def test_groups_stay_few_and_keep_to_their_task_label():
 def test_no_group_is_of_a_few_inputs():
     found = InputGaussians()
     x, classes = inputs_of(100, 3), torch.tensor([0] * 80 + list(range(1, 21)))
-    found.take_in([x], classes, WEIGHTS)
+    found.take_in(Sample.grouped([x], classes), WEIGHTS)
     assert {key: group.count for key, group in found.groups.items()} == {(0, 0): 80, (-1, 0): 20}
     few = torch.tensor([0] * 3 + [7] * 5)
-    found.take_in([inputs_of(8, 3)], few, WEIGHTS)
+    found.take_in(Sample.grouped([inputs_of(8, 3)], few), WEIGHTS)
     assert {key: group.count for key, group in found.groups.items()} == {(0, 0): 83, (-1, 0): 25}
     low = torch.tensor([0] * 3 + [5] * 30)  # the few come first
     assert list(taken(inputs_of(33, 3), classes=low).groups) == [(5, 0)]
@@ -128,15 +130,18 @@ def test_no_group_is_of_a_few_inputs():
     ids=["tokens", "second-input", "nan"],
 )
 def test_inputs_without_a_gaussian_are_left_out(batch):
-    found = InputGaussians()
-    take_in(found, nn.Linear(3, 2), lambda b: b[0].new_zeros(len(b[0]), 2).float(), [batch])
-    assert not found.groups
+    def forward(b):
+        return b[0].new_zeros(len(b[0]), 2).float()
+
+    assert Sample.of(nn.Linear(3, 2), forward, [batch]) is None
 
 
 def test_inputs_of_another_shape_are_left_out_with_a_warning():
     found = taken(inputs_of(20, 4))
     with pytest.warns(UserWarning, match=r"shape \(6,\).*had \(4,\)"):
-        found.take_in([inputs_of(20, 6)], torch.zeros(20, dtype=torch.long), WEIGHTS)
+        found.take_in(
+            Sample.grouped([inputs_of(20, 6)], torch.zeros(20, dtype=torch.long)), WEIGHTS
+        )
     assert found.shape == (4,)
     assert [group.count for group in found.groups.values()] == [20]
 
