@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from joblib import Parallel, delayed
 
 from benchmarks.kept import Runs, fill
-from benchmarks.run import PERMUTED_5
+from benchmarks.comparisons import PERMUTED_5
 from benchmarks.streams import stream_options
 from flatcl.io import write_bytes
 from flatcl.options import names
