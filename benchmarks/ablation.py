@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 
 from joblib import Parallel, delayed
 
-from benchmarks.kept import Runs, fill
 from benchmarks.comparisons import PERMUTED_5
+from benchmarks.kept import Runs, fill
 from benchmarks.streams import stream_options
 from flatcl.io import write_bytes
 from flatcl.options import names

@@ -1,9 +1,9 @@
 """The comparisons whose figures are quoted, and the tables made of them.
 
-``python -m benchmarks.comparisons`` makes the runs that are missing, comparison by comparison, under
-``benchmarks/results/NAME`` and renders ``benchmarks/RESULTS.md`` and the README's table from the
-``summary.json`` files there. ``python -m benchmarks.comparisons NAME ...`` makes only those named,
-``--render`` runs nothing. A run counts as made only by the very code that is installed;
+``python -m benchmarks.comparisons`` makes the runs that are missing, comparison by comparison,
+under ``benchmarks/results/NAME`` and renders ``benchmarks/RESULTS.md`` and the README's table from
+the ``summary.json`` files there. ``python -m benchmarks.comparisons NAME ...`` makes only those
+named, ``--render`` runs nothing. A run counts as made only by the very code that is installed;
 ``--keep naive,ewc,joint`` takes those methods' runs by earlier code too, for a change that cannot
 have touched them.
 """
