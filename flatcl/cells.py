@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import copy
 import gc
+import math
 import time
 import traceback
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, TypeAlias, cast
+from typing import Any, Literal, TypeAlias, cast
 
 import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from flatcl.avalanche import LDCPlugin, OldClassOffset, PseudoRehearsal
+from flatcl.clock import EpochClock
 from flatcl.data import load_images
 from flatcl.errors import FlatclError, NonFiniteError, OptionError
-from flatcl.evaluation import accuracy_row
+from flatcl.evaluation import judge
 from flatcl.host import ensure_avalanche
 from flatcl.models import make_model
 from flatcl.protocol import OF_LDC, OF_PUBLISHED, CompareOptions
@@ -91,20 +93,20 @@ def run_cell(options: CompareOptions, cell: Cell, own: Own | None = None) -> Rec
         torch.set_num_threads(options.threads)
         try:
             run.train()
-            held = bytes_held(run.strategy)
         except NonFiniteError as error:
-            return Record(cell, "diverged", run.accuracy, run.seconds, None, str(error))
+            return run.record("diverged", str(error))
         except FlatclError:
             raise
         except Exception:
-            return Record(cell, "failed", [], run.seconds, None, traceback.format_exc())
+            run.accuracy, run.loss = [], []
+            return run.record("failed", traceback.format_exc())
         finally:
             torch.set_num_threads(threads)
             run.strategy = None
             # Strategies and their plugins refer to each other: without this a process that makes
             # many runs keeps the images of all of them.
             gc.collect()
-    return Record(cell, "done", run.accuracy, run.seconds, held)
+    return run.record("done")
 
 
 def check(options: CompareOptions) -> None:
@@ -127,6 +129,7 @@ def _stream(options: CompareOptions, seed: int) -> Stream:
         val_size=options.val_size,
         max_angle=options.max_angle,
         pad=options.pad,
+        class_order=cast("Any", options.class_order),
     )
     return make_stream(_images(options.data), wanted, seed=seed)
 
@@ -135,29 +138,60 @@ class _Run:
     def __init__(self, options: CompareOptions, cell: Cell, own: Own, device: torch.device) -> None:
         self.options, self.cell, self.own, self.device = options, cell, own, device
         self.accuracy: list[list[float] | None] = []
+        self.loss: list[list[float | None] | None] = []
         self.seconds: list[float] = []
+        self.task_end: list[float] = []
+        self.held: list[int] = []
+        self.clock = EpochClock()
         self.strategy: Any = None
+
+    def record(
+        self, status: Literal["done", "diverged", "failed"], error: str | None = None
+    ) -> Record:
+        done = status == "done"
+        return Record(
+            self.cell,
+            status,
+            self.accuracy,
+            self.seconds,
+            self.held[-1] if done else None,
+            error,
+            self.loss,
+            self.task_end,
+            self.held[0] if done else None,
+        )
 
     def train(self) -> None:
         benchmark, model = self._stream()
-        judged = _judged(benchmark, self.cell.split)
+        number = self.options.first_tasks
+        judged = _judged(benchmark, self.cell.split)[:number]
         self.strategy = self._strategy(model.to(self.device))
-        experiences = list(benchmark.train_stream)
+        experiences = list(benchmark.train_stream)[:number]
         if self.cell.method == "joint":  # one call on all tasks: only the last row exists
-            self._train(experiences)
             self.accuracy = [None] * (len(experiences) - 1)
-            self.accuracy.append(accuracy_row(model, judged, device=self.device))
-            return
+            self.loss = [None] * (len(experiences) - 1)
+            experiences = [experiences]
         for experience in experiences:
             self._train(experience)
-            self.accuracy.append(accuracy_row(model, judged, device=self.device))
+            self._judge(model, judged)
+        self.held.append(bytes_held(self.strategy))
+
+    def _judge(self, model: nn.Module, judged: Sequence[object]) -> None:
+        found = judge(model, judged, device=self.device)
+        self.accuracy.append([one.accuracy for one in found])
+        # JSON has no infinity: None for a target without an output.
+        self.loss.append([one.loss if math.isfinite(one.loss) else None for one in found])
 
     def _train(self, experience: object) -> None:
         start = time.perf_counter()
         self.strategy.train(experience)
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
-        self.seconds.append(time.perf_counter() - start)
+        stop = time.perf_counter()
+        self.seconds.append(stop - start)
+        self.task_end.append(stop - self.clock.epoch_ended)
+        if not self.held:
+            self.held.append(bytes_held(self.strategy))
         for name, weight in self.strategy.model.named_parameters():
             if not torch.isfinite(weight).all():
                 raise NonFiniteError(
@@ -196,6 +230,7 @@ class _Run:
         own: list[Any] = [OldClassOffset(options.offset)] if options.offset > 0 else []
         if options.rehearsal and method != "ldc":
             own.append(PseudoRehearsal(seed=derive_seed(self.cell.seed, "noise", "rehearsal")))
+        own.append(self.clock)
         common: dict[str, Any] = {
             "model": model,
             "optimizer": self._optimizer(model),

@@ -64,6 +64,14 @@ class CompareOptions(Options):
     )
     max_angle: float = option(90.0, "last task's angle in degrees, rotated only", float)
     pad: int = option(0, "zero pixels added on each side", int)
+    class_order: str = option(
+        "natural",
+        "classes of split tasks: by number, or in an order drawn by the seed",
+        choices=("natural", "drawn"),
+    )
+    first_tasks: int | None = option(
+        None, "train and judge only so many of the tasks, the first [all]", int
+    )
     strength: float | None = option(None, "LDC: how firmly old tasks are held", float)
     pseudo_inputs: int | None = option(
         None, "LDC: draws from Gaussians of earlier inputs to rehearse at; 0 for none", int
@@ -102,7 +110,7 @@ class CompareOptions(Options):
         object.__setattr__(self, "hidden", tuple(self.hidden))
         for name in ("tasks", "seeds", "epochs", "batch_size", "memory", "threads"):
             self._whole(name, 1)
-        for name in ("train_size", "val_size", "interval", "jobs"):
+        for name in ("train_size", "val_size", "interval", "jobs", "first_tasks"):
             self._whole(name, 1, optional=True)
         self._whole("seed", 0)
         self._whole("pseudo_inputs", 0, optional=True)

@@ -15,6 +15,7 @@ from typing import Literal
 from flatcl import __version__
 from flatcl.io import write_json
 from flatcl.protocol import OF_LDC, CompareOptions
+from flatcl.rivals import RIVALS
 from flatcl.seeds import derive_seed
 
 TUNING_SEED = derive_seed("tuning")
@@ -28,7 +29,7 @@ _NOT_OF_A_RUN = ("methods", "seeds", "seed", "jobs", "ewc_lambda")
 _LDC_CODE = ("avalanche.py", "ldc_plugin.py", "experience.py", "core/*.py")
 _PUBLISHED_CODE = ("published/*.py", "published_plugin.py", "fluctuations/*.py")
 _RUN_CODE = (
-    "cells.py", "data.py", "datasets.py", "evaluation.py", "feed.py", "footprint.py",
+    "cells.py", "clock.py", "data.py", "datasets.py", "evaluation.py", "feed.py", "footprint.py",
     "models.py", "offset.py", "rivals.py", "seeds.py", "streams.py", "tasks.py", "views.py",
 )  # fmt: skip
 
@@ -63,6 +64,9 @@ class Record:
             call of ``train``.
         bytes_held: kept after the last task, without model and optimiser; None unless done.
         error: the message of what stopped the run, if it did not end well.
+        loss: mean cross-entropy, nats, in the form of ``accuracy``; None in records of before.
+        task_end: of ``seconds``, those after each task's last epoch; None in records of before.
+        bytes_first: as ``bytes_held``, after the first task; None where it was not measured.
     """
 
     cell: Cell
@@ -71,6 +75,9 @@ class Record:
     seconds: list[float]
     bytes_held: int | None
     error: str | None = None
+    loss: list[list[float | None] | None] | None = None
+    task_end: list[float] | None = None
+    bytes_first: int | None = None
 
 
 def identity(options: CompareOptions, cell: Cell) -> dict[str, object]:
@@ -90,6 +97,10 @@ def identity(options: CompareOptions, cell: Cell) -> dict[str, object]:
         del config["memory"]
     if options.scenario != "rotated":
         del config["max_angle"]
+    if options.first_tasks is None:
+        del config["first_tasks"]
+    if options.class_order == "natural":
+        del config["class_order"]
     if options.scenario != "split-class":
         del config["offset"]  # no class is absent
     rehearsed = options.rehearsal and cell.method != "ldc"
@@ -103,7 +114,7 @@ def identity(options: CompareOptions, cell: Cell) -> dict[str, object]:
         "cell": asdict(cell),
         "config": json.loads(json.dumps(config)),  # tuples as a reader sees them
         "data": _content(options.data),
-        "code": _code(code),
+        "code": _code(code, RIVALS[cell.method].code if cell.method in RIVALS else None),
         "versions": versions(),
     }
 
@@ -173,6 +184,9 @@ def _read(path: Path, wanted: Mapping[str, object], cell: Cell) -> Record | None
             [float(second) for second in content["seconds"]],
             content["bytes_held"],
             content["error"],
+            content.get("loss"),
+            content.get("task_end"),
+            content.get("bytes_first"),
         )
     except (OSError, ValueError, KeyError, TypeError):
         return None
@@ -213,9 +227,10 @@ def commit() -> str | None:
 
 
 @lru_cache
-def _code(patterns: tuple[str, ...]) -> str:
+def _code(patterns: tuple[str, ...], further: Path | None) -> str:
     digest = hashlib.sha256()
-    for path in sorted(path for pattern in patterns for path in _PACKAGE.glob(pattern)):
+    paths = sorted(path for pattern in patterns for path in _PACKAGE.glob(pattern))
+    for path in paths if further is None else [*paths, further]:
         digest.update(path.name.encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()[:16]
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch.utils.data import DataLoader
@@ -166,6 +167,8 @@ class Rival:
         own_plugins: the method itself, made from the tuned number and the buffer's size.
         template: the strategy class that the plugins go into.
         stores_data: whether it keeps samples of earlier tasks.
+        code: the file that has the method, if it is not flatcl's own; its runs are made anew when
+            the file changes.
     """
 
     name: str
@@ -174,6 +177,7 @@ class Rival:
     own_plugins: Callable[[float, int], list[SupervisedPlugin]]
     template: type[SupervisedTemplate] = SupervisedTemplate
     stores_data: bool = False
+    code: Path | None = None
 
     def build(
         self,
@@ -227,3 +231,16 @@ _RIVALS = (
 
 RIVALS: dict[str, Rival] = {rival.name: rival for rival in _RIVALS}
 """The methods by name, in the order in which tables show them."""
+
+
+def register(rival: Rival) -> None:
+    """Make a method known to ``flatcl.cells`` beside the built-in ones.
+
+    Args:
+        rival: of a new name; the same object may be given again.
+
+    Raises:
+        OptionError: another method has the name.
+    """
+    if RIVALS.setdefault(rival.name, rival) is not rival:
+        raise OptionError(f"there is a method {rival.name!r} already: give it another name")

@@ -35,6 +35,8 @@ class StreamOptions:
         max_angle: degrees the last task of ``rotated`` is turned, counter-clockwise; the first
             is not turned, the others lie evenly between.
         pad: zero pixels added on each side.
+        class_order: which classes the tasks of a split hold: ``natural`` takes them by number,
+            ``drawn`` in an order drawn by the seed.
 
     Raises:
         OptionError: a value cannot be used.
@@ -46,11 +48,14 @@ class StreamOptions:
     val_size: int | None = None
     max_angle: float = 90.0
     pad: int = 0
+    class_order: Literal["natural", "drawn"] = "natural"
 
     def __post_init__(self) -> None:
         if self.scenario not in get_args(Scenario):
             known = ", ".join(get_args(Scenario))
             raise OptionError(f"unknown scenario {self.scenario!r}: use {known}")
+        if self.class_order not in {"natural", "drawn"}:
+            raise OptionError(f"class_order is {self.class_order!r}: use natural or drawn")
         for name, least in (("tasks", 1), ("train_size", 1), ("val_size", 1), ("pad", 0)):
             value = getattr(self, name)
             if value is None and name in {"train_size", "val_size"}:
@@ -108,7 +113,12 @@ def draw_tasks(images: Images, options: StreamOptions, *, seed: int, budget: int
     per_task = images.n_classes // options.tasks if split else images.n_classes
     cache = TensorCache(budget)
     stored = {"train": images.x_train, "val": images.x_train, "test": images.x_test}
-    labels = {"train": images.y_train, "val": images.y_train, "test": images.y_test}
+    place = torch.arange(images.n_classes)
+    if options.class_order == "drawn":
+        generator = torch.Generator().manual_seed(derive_seed(seed, "class order"))
+        place = torch.randperm(images.n_classes, generator=generator)
+    y_train, y_test = place[images.y_train], place[images.y_test]
+    labels = {"train": y_train, "val": y_train, "test": y_test}
     pools = {"train": kept, "val": cut, "test": torch.arange(len(images.y_test))}
     tasks = []
     for number in range(options.tasks):

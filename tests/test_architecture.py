@@ -30,7 +30,7 @@ LAYERS = (
     ("datasets",),
     ("feed",),
     ("streams",),
-    ("evaluation", "footprint", "models", "scores"),
+    ("clock", "evaluation", "footprint", "models", "scores"),
     ("rivals",),
     ("protocol",),
     ("records",),

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from flatcl.data import load_images
 from flatcl.errors import DataError, NonFiniteError
-from flatcl.evaluation import accuracy_row
+from flatcl.evaluation import accuracy_row, judge
 from flatcl.streams import StreamOptions, make_stream
 
 # After the streams, which make Avalanche importable.
@@ -104,3 +104,18 @@ def test_an_empty_experience_is_refused() -> None:
 
     with pytest.raises(DataError, match="experience 0 has no samples"):
         accuracy_row(Fixed([0.0]), [Empty()], device="cpu")
+
+
+def test_the_loss_is_the_mean_cross_entropy_and_infinite_without_an_output() -> None:
+    stream = make_stream(load_images("digits"), StreamOptions(tasks=1), seed=0)
+    x, y, *_ = next(iter(stream.benchmark.test_stream[0].dataset.feed(10**6)))
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    (found,) = judge(model, stream.benchmark.test_stream, device="cpu", batch_size=50)
+    with torch.no_grad():
+        expected = nn.functional.cross_entropy(model(x), y)
+    assert found.loss == pytest.approx(float(expected), rel=1e-5)
+    assert found.accuracy == pytest.approx(float((model(x).argmax(1) == y).float().mean()))
+    small = nn.Sequential(nn.Flatten(), nn.Linear(64, 4))
+    (grown,) = judge(small, stream.benchmark.test_stream, device="cpu")
+    assert grown.loss == float("inf")

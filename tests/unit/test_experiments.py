@@ -91,7 +91,7 @@ def test_what_a_run_raises_is_kept_with_its_traceback(monkeypatch: pytest.Monkey
     def broken(*_: object, **__: object) -> list[float]:
         raise RuntimeError("out of luck")
 
-    monkeypatch.setattr(cells, "accuracy_row", broken)
+    monkeypatch.setattr(cells, "judge", broken)
     record = run_cell(TINY, Cell("naive", None, 0, "test"))
     assert record.status == "failed"
     assert "RuntimeError: out of luck" in str(record.error)
@@ -150,7 +150,7 @@ def test_options_of_ldc_leave_the_rivals_records_alone(tmp_path: Path) -> None:
 def test_other_code_makes_the_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     options = replace(TINY, methods=("naive",), seeds=1)
     _trained(options, tmp_path)
-    monkeypatch.setattr(records, "_code", lambda _: "another")
+    monkeypatch.setattr(records, "_code", lambda *_: "another")
     assert len(_trained(options, tmp_path)[1]) == 1
 
 
@@ -158,7 +158,7 @@ def test_kept_methods_runs_by_other_code_count_and_no_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before, _ = _trained(replace(TINY, seeds=1), tmp_path)
-    monkeypatch.setattr(records, "_code", lambda patterns: "other")
+    monkeypatch.setattr(records, "_code", lambda *_: "other")
     ran: list[Cell] = []
 
     def note(progress: Progress) -> None:
@@ -299,5 +299,30 @@ def test_identity_is_json_and_has_every_option_that_matters() -> None:
     content = records.identity(TINY, cell)
     json.dumps(content, allow_nan=False)
     left_out = {"methods", "seeds", "seed", "jobs", "ewc_lambda", "memory", "max_angle", "offset"}
-    left_out.add("rehearsal")  # of other methods
+    left_out |= {"rehearsal", "first_tasks", "class_order"}  # of other methods, or at rest
     assert set(content["config"]) == set(asdict(TINY)) - left_out  # type: ignore[call-overload]
+
+
+def test_the_first_tasks_alone_are_the_whole_streams_first() -> None:
+    whole = run_cell(replace(TINY, tasks=3), Cell("ldc", None, 0, "test"))
+    first = run_cell(replace(TINY, tasks=3, first_tasks=2), Cell("ldc", None, 0, "test"))
+    assert len(first.accuracy) == len(first.seconds) == 2
+    assert first.accuracy == [row[:2] for row in whole.accuracy[:2] if row]
+    joint = run_cell(replace(TINY, tasks=3, first_tasks=2), Cell("joint", None, 0, "test"))
+    assert [row is None for row in joint.accuracy] == [True, False]
+
+
+def test_a_record_has_losses_the_time_of_task_ends_and_bytes_after_the_first(
+    tmp_path: Path,
+) -> None:
+    cell = Cell("ewc", 10.0, 0, "test")
+    record = run_cell(TINY, cell)
+    assert record.loss is not None
+    assert record.task_end is not None
+    assert [len(row or ()) for row in record.loss] == [2, 2]
+    assert all(
+        0 < end < all_of for end, all_of in zip(record.task_end, record.seconds, strict=True)
+    )
+    assert record.bytes_held == 2 * (record.bytes_first or 0)  # separate: grows with the tasks
+    records.save(tmp_path, TINY, record)
+    assert records.load(tmp_path, TINY, cell) == record

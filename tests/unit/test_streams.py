@@ -297,3 +297,25 @@ def test_the_data_set_is_never_written_to() -> None:
         x.zero_()  # a training loop may: it owns its batch
     assert torch.equal(images.x_train, before)
     assert float(whole(stream.benchmark.train_stream[0])[0].abs().max()) > 0
+
+
+def test_a_drawn_order_of_classes_is_the_seeds_and_every_class_comes_once() -> None:
+    images = toy(classes=6, each=20)
+    held = []
+    for seed in (0, 0, 1):
+        options = StreamOptions("split-class", tasks=3, class_order="drawn")
+        stream = make_stream(images, options, seed=seed)
+        classes = []
+        for number, experience in enumerate(stream.benchmark.train_stream):
+            x, y, *_ = whole(experience)
+            mean, std = pixels(stream, images)
+            stored = (x.flatten(1)[:, 0].double() * std + mean).round().long() % 6
+            assert set(y.tolist()) == {2 * number, 2 * number + 1}
+            pairs = set(zip(y.tolist(), stored.tolist(), strict=True))
+            assert len(pairs) == 2  # one stored class for each target
+            classes += [own for _, own in sorted(pairs)]
+        held.append(classes)
+    assert held[0] == held[1] != held[2]
+    assert sorted(held[0]) == sorted(held[2]) == list(range(6))
+    with pytest.raises(OptionError, match="class_order is 'bent'"):
+        StreamOptions(class_order="bent")  # type: ignore[arg-type]

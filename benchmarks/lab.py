@@ -1,0 +1,252 @@
+"""The lab's runs: which there are, which are missing, and what the finished ones say."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from benchmarks.lab_methods import CORE, FENG_TU, Method, lab_methods
+from benchmarks.outcomes import REGIMES, Outcome, Regime, Search, Tried
+from benchmarks.protocol_files import Protocol
+from benchmarks.tune import Found, Setting, search
+from flatcl.protocol import CompareOptions
+from flatcl.records import TUNING_SEED, Cell, Record, load
+from flatcl.scores import scores
+
+RESULTS = Path(__file__).parent / "results" / "lab"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of the lab.
+
+    Attributes:
+        protocol: its name, and that of the folder.
+        method: its name.
+        options: of the run.
+        cell: of the run.
+    """
+
+    protocol: str
+    method: str
+    options: CompareOptions
+    cell: Cell
+
+    @property
+    def folder(self) -> Path:
+        """Where its record is kept."""
+        return RESULTS / self.protocol
+
+
+def methods_of(protocol: Protocol) -> list[Method]:
+    """Return the methods that a protocol compares.
+
+    Args:
+        protocol: of the lab.
+
+    Returns:
+        In the order of the tables.
+    """
+    chosen = {"core": CORE, "feng-tu": FENG_TU}.get(protocol.methods)
+    found = lab_methods()
+    return [m for m in found.values() if chosen is None or m.name in chosen]
+
+
+class Lab:
+    """The finished runs, read once; those of the present code count.
+
+    Args:
+        any_code: methods whose runs by other code count too.
+    """
+
+    def __init__(self, any_code: Sequence[str] = ()) -> None:
+        self._any_code = any_code
+        self._read: dict[Job, Record] = {}
+
+    def record(self, job: Job) -> Record | None:
+        """Return the record of a run.
+
+        Args:
+            job: the run.
+
+        Returns:
+            The record, None if it is missing.
+        """
+        if job not in self._read:
+            other = job.method in self._any_code
+            found = load(job.folder, job.options, job.cell, any_code=other)
+            if found is None:
+                return None
+            self._read[job] = found
+        return self._read[job]
+
+    def search(self, protocol: Protocol, method: Method) -> Found:
+        """Return how far the tuning of a method is.
+
+        Args:
+            protocol: of the lab.
+            method: of the protocol.
+
+        Returns:
+            The search.
+        """
+
+        def known(setting: Setting) -> Tried | None:
+            record = self.record(tuning_job(protocol, method, setting))
+            if record is None:
+                return None
+            done = record.status == "done"
+            acc = scores(record.accuracy).acc if done else 0.0
+            return Tried(_settings(method, setting), acc, sum(record.seconds))
+
+        return search(protocol.options.lr, method.grid, known)
+
+    def missing(
+        self, protocol: Protocol, method: Method, regimes: Sequence[Regime], seeds: int
+    ) -> list[Job]:
+        """Return the runs of a method that can be made now.
+
+        Args:
+            protocol: of the lab.
+            method: of the protocol.
+            regimes: whose.
+            seeds: repeats at most.
+
+        Returns:
+            Those of the search while it goes on, then those that are reported.
+        """
+        jobs: list[Job] = []
+        for regime in regimes:
+            setting = self.setting(protocol, method, regime)
+            if setting is None:
+                wanted = self.search(protocol, method).missing
+                jobs += [tuning_job(protocol, method, one) for one in wanted]
+            else:
+                jobs += report_jobs(protocol, method, setting, seeds)
+        return [job for job in dict.fromkeys(jobs) if self.record(job) is None]
+
+    def setting(self, protocol: Protocol, method: Method, regime: Regime) -> Setting | None:
+        """Return a method's settings in a regime.
+
+        Args:
+            protocol: of the lab.
+            method: of the protocol.
+            regime: "default" or "tuned".
+
+        Returns:
+            The settings; None while they have still to be found.
+        """
+        if regime == "default":
+            return Setting(protocol.options.lr, method.default)
+        return self.search(protocol, method).chosen
+
+    def outcomes(self, protocol: Protocol) -> Iterator[Outcome]:
+        """Yield the finished runs that are reported of a protocol.
+
+        Args:
+            protocol: of the lab.
+
+        Yields:
+            By regime, method and repeat.
+        """
+        for regime in REGIMES:
+            for method in methods_of(protocol):
+                setting = self.setting(protocol, method, regime)
+                if setting is None:
+                    continue
+                for job in report_jobs(protocol, method, setting, protocol.seeds):
+                    record = self.record(job)
+                    if record is not None:
+                        yield _outcome(protocol, regime, method, setting, record)
+
+    def searches(self, protocol: Protocol) -> Iterator[Search]:
+        """Yield the finished searches of a protocol.
+
+        Args:
+            protocol: of the lab.
+
+        Yields:
+            One a method.
+        """
+        for method in methods_of(protocol):
+            found = self.search(protocol, method)
+            if found.chosen is not None:
+                yield Search(
+                    protocol.name,
+                    method.name,
+                    list(found.tried.values()),
+                    _settings(method, found.chosen),
+                    found.on_edge,
+                )
+
+
+def tuning_job(protocol: Protocol, method: Method, setting: Setting) -> Job:
+    """Return a run of a search, judged on validation images of the tuning repeat.
+
+    Args:
+        protocol: of the lab.
+        method: of the protocol.
+        setting: to be tried.
+
+    Returns:
+        The run.
+    """
+    return _job(protocol, method, protocol.tuning_options(), setting, TUNING_SEED, "val")
+
+
+def report_jobs(protocol: Protocol, method: Method, setting: Setting, seeds: int) -> list[Job]:
+    """Return the reported runs of a method, judged on test images.
+
+    Args:
+        protocol: of the lab.
+        method: of the protocol.
+        setting: its settings.
+        seeds: repeats at most.
+
+    Returns:
+        One a repeat.
+    """
+    return [
+        _job(protocol, method, protocol.options, setting, seed, "test")
+        for seed in range(min(seeds, protocol.seeds))
+    ]
+
+
+def _job(
+    protocol: Protocol,
+    method: Method,
+    options: CompareOptions,
+    setting: Setting,
+    seed: int,
+    split: str,
+) -> Job:
+    options, value = method.run(replace(options, lr=setting.lr), setting.value)
+    return Job(protocol.name, method.name, options, method.cell(value, seed, split))
+
+
+def _settings(method: Method, setting: Setting) -> dict[str, float]:
+    own = {} if method.number is None or setting.value is None else {method.number: setting.value}
+    return {"lr": setting.lr, **own}
+
+
+def _outcome(
+    protocol: Protocol, regime: Regime, method: Method, setting: Setting, record: Record
+) -> Outcome:
+    ends = sum(record.task_end or [])
+    held = None
+    if record.bytes_held is not None:
+        first = record.bytes_first if record.bytes_first is not None else record.bytes_held
+        held = (first, record.bytes_held)
+    return Outcome(
+        protocol.name,
+        regime,
+        method.name,
+        _settings(method, setting),
+        record.cell.seed,
+        "done" if record.status == "done" else "diverged",
+        record.accuracy,
+        list(record.loss or []),  # type: ignore[arg-type]  # the lab's heads never grow
+        {"training": sum(record.seconds) - ends, "task_end": ends},
+        held,
+    )

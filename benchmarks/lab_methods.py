@@ -1,0 +1,141 @@
+"""The lab's methods: how each is run, what is tuned, and its default."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+
+from benchmarks import methods as _folder
+from benchmarks.iso_memory import at_ldc_bytes
+from flatcl.protocol import CompareOptions
+from flatcl.records import Cell
+from flatcl.rivals import RIVALS, Rival, register
+
+Change = Callable[[CompareOptions, "float | None"], CompareOptions]
+
+
+@dataclass(frozen=True)
+class Method:
+    """One row of the lab's tables.
+
+    Attributes:
+        name: of the row.
+        runs_as: the method of ``flatcl.cells`` that it is.
+        number: its own number that is tuned; None if it has none.
+        grid: values to start from, equal ratios.
+        default: the number where nothing is tuned for anyone; its source is beside it in the table
+            below.
+        stores: "", "data" or "all data" of earlier tasks.
+        change: what it changes in a protocol's options.
+    """
+
+    name: str
+    runs_as: str
+    number: str | None = None
+    grid: tuple[float, ...] = ()
+    default: float | None = None
+    stores: str = ""
+    change: Change = lambda options, _: options
+
+    def run(
+        self, options: CompareOptions, value: float | None
+    ) -> tuple[CompareOptions, float | None]:
+        """Return the options of a run and the value of its cell.
+
+        Args:
+            options: of the protocol, with the learning rate.
+            value: of the method's number.
+
+        Returns:
+            Options; and the value where the number is the cell's, not an option.
+        """
+        of_cell = value if self.runs_as != "ldc" else None
+        return self.change(options, value), of_cell
+
+    def cell(self, value: float | None, seed: int, split: str) -> Cell:
+        """Return the cell of a run.
+
+        Args:
+            value: as returned by ``run``.
+            seed: of the repeat.
+            split: "val" or "test".
+
+        Returns:
+            The cell.
+        """
+        return Cell(self.runs_as, value, seed, split)  # type: ignore[arg-type]  # of the caller
+
+
+def _strength(options: CompareOptions, value: float | None) -> CompareOptions:
+    return replace(options, strength=value)
+
+
+def _at_ldc_bytes(options: CompareOptions, _: float | None) -> CompareOptions:
+    return at_ldc_bytes(options)
+
+
+def _published(options: CompareOptions, value: float | None) -> CompareOptions:
+    return replace(options, strength=value, source="published")
+
+
+# Defaults: the paper's or the library's; where papers give one a protocol, Hsu et al.'s for
+# permuted MNIST, arXiv 1810.12488 (stock EWC's λ is half of one with the ½ convention).
+DEFAULTS: dict[str, float] = {
+    "ewc": 75.0,
+    "ewc-online": 125.0,
+    "si": 10.0,
+    "si-stock": 10.0,
+    "mas": 0.1,
+    "lwf": 1.0,  # Li and Hoiem 2016
+    "lwf-stock": 1.0,
+    "l2": 0.02,
+    "ewc-exact": 100.0,  # van de Ven et al., permuted MNIST
+    "ewc-sampled": 100.0,
+    "ewc-empirical": 100.0,
+    "rwalk": 1.0,  # Chaudhry et al., A-GEM's scripts
+    "rwalk-stock": 1.0,
+    "kfac-laplace": 1.0,  # the exact Bayesian weight
+}
+CORE = ("naive-tuned", "ewc", "ewc-online", "si", "mas", "gpm", "kfac-laplace", "ldc", "joint")
+FENG_TU = ("naive", "ewc", "ldc", "ldc-published", "joint")
+_STRENGTHS = (0.35, 1.1, 3.5, 11.0, 35.0)
+
+
+@lru_cache
+def lab_methods() -> dict[str, Method]:
+    """Return all methods, those of ``methods/`` made known to ``flatcl.cells``.
+
+    Returns:
+        By name, in the order of the tables.
+    """
+    for rival in _rivals():
+        register(rival)
+    found = {name: _of(rival) for name, rival in RIVALS.items() if name != "joint"}
+    found["er"] = replace(found.pop("replay"), name="er", change=_at_ldc_bytes)
+    found["ldc"] = Method("ldc", "ldc", "strength", _STRENGTHS, None, change=_strength)
+    found["ldc-published"] = Method(
+        "ldc-published", "ldc", "strength", _STRENGTHS, None, change=_published
+    )
+    found["joint"] = Method("joint", "joint", stores="all data")
+    return found
+
+
+def _of(rival: Rival) -> Method:
+    default = DEFAULTS.get(rival.name)
+    if default is None and rival.grid:
+        default = rival.grid[len(rival.grid) // 2]
+    stores = "data" if rival.stores_data else ""
+    return Method(rival.name, rival.name, rival.hyperparameter, rival.grid, default, stores)
+
+
+def _rivals() -> list[Rival]:
+    found: list[Rival] = []
+    for module in pkgutil.iter_modules(_folder.__path__):
+        loaded = importlib.import_module(f"{_folder.__name__}.{module.name}")
+        for rival in getattr(loaded, "RIVALS", None) or (loaded.RIVAL,):
+            found.append(replace(rival, code=Path(str(loaded.__file__))))
+    return found

@@ -1,0 +1,1 @@
+"""The methods that Avalanche lacks or gets wrong, one small file each."""

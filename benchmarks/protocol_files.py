@@ -1,0 +1,105 @@
+"""The lab's protocols: small TOML files, read and checked."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, fields, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from flatcl.errors import OptionError
+from flatcl.protocol import CompareOptions
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+FOLDER = Path(__file__).parent / "protocols"
+Kind = Literal["task", "domain", "class", "permuted", "rotated"]
+MethodSet = Literal["all", "core", "feng-tu"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Protocol:
+    """One protocol of the comparison.
+
+    Attributes:
+        name: of its file.
+        title: one line.
+        kind: of stream; a class-incremental one has one head and is told nothing.
+        follows: the published protocol.
+        departs: in what it is not that.
+        seeds: repeats that are reported.
+        tune_tasks: tasks that settings are chosen on, the first; None for all.
+        methods: "all", those that a long protocol is restricted to, or the paper's own.
+        options: stream, network and training.
+    """
+
+    name: str
+    title: str
+    kind: Kind
+    follows: str
+    departs: str
+    seeds: int
+    tune_tasks: int | None = None
+    methods: MethodSet = "all"
+    options: CompareOptions
+
+    def tuning_options(self) -> CompareOptions:
+        """Return the options of a search: another order of classes, and maybe fewer tasks.
+
+        Returns:
+            The options.
+        """
+        drawn = "drawn" if self.options.scenario.startswith("split") else "natural"
+        first = self.tune_tasks or self.options.first_tasks
+        return replace(self.options, class_order=drawn, first_tasks=first)
+
+
+@lru_cache
+def protocols() -> dict[str, Protocol]:
+    """Return all protocols.
+
+    Returns:
+        By name, in the order of the files' names.
+    """
+    return {path.stem: read(path) for path in sorted(FOLDER.glob("*.toml"))}
+
+
+def read(path: Path) -> Protocol:
+    """Return the protocol of a file.
+
+    Args:
+        path: of the TOML file; its name is the protocol's.
+
+    Returns:
+        The protocol.
+
+    Raises:
+        OptionError: a field is missing, unknown or cannot be used; the message names the file.
+    """
+    try:
+        content: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
+    except tomllib.TOMLDecodeError as error:
+        raise OptionError(f"{path.name}: {error}") from error
+    known = {field.name for field in fields(Protocol)} - {"name"}
+    strange = sorted(set(content) - known)
+    if strange:
+        raise OptionError(f"{path.name}: there is no {strange[0]!r}; known: {sorted(known)}")
+    try:
+        of_run = content.pop("options")
+        if "hidden" in of_run:
+            of_run["hidden"] = tuple(of_run["hidden"])
+        found = Protocol(name=path.stem, options=CompareOptions(**of_run), **content)
+    except (KeyError, TypeError, OptionError) as error:
+        raise OptionError(f"{path.name}: {error}") from error
+    for name, choices in (("kind", get_args(Kind)), ("methods", get_args(MethodSet))):
+        if getattr(found, name) not in choices:
+            raise OptionError(f"{path.name}: {name} is {getattr(found, name)!r}; use {choices}")
+    for name in ("seeds", "tune_tasks"):
+        value = getattr(found, name)
+        if value is not None and (not isinstance(value, int) or value < 1):
+            raise OptionError(f"{path.name}: {name} is {value!r}; give a whole number, 1 or more")
+    return found

@@ -1,0 +1,218 @@
+"""The lab: every method on every protocol, tuned alike.
+
+``python -m benchmarks.run`` makes the runs that are missing under ``benchmarks/results/lab`` and
+renders the report. It goes on where it stopped: every finished run is a file of its own, written at
+once. ``--check`` makes one finished run of each protocol again and compares.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+
+from joblib import Parallel, delayed, parallel_config
+from tqdm import tqdm
+
+from benchmarks.lab import RESULTS, Job, Lab, methods_of, report_jobs
+from benchmarks.lab_methods import lab_methods
+from benchmarks.outcomes import REGIMES, Regime
+from benchmarks.protocol_files import Protocol, protocols
+from flatcl.cells import run_cell
+from flatcl.errors import FlatclError
+from flatcl.options import names
+from flatcl.records import Record, save, versions
+
+_BACKENDS = ("loky", "dask", "ray")
+
+
+def make(job: Job) -> Record:
+    """Make one run and keep its record.
+
+    Args:
+        job: the run.
+
+    Returns:
+        The record, which is on the disk.
+    """
+    lab_methods()  # a worker of its own knows the built-in methods only
+    record = run_cell(job.options, job.cell)
+    save(job.folder, job.options, record)
+    return record
+
+
+def fill(
+    lab: Lab,
+    chosen: Sequence[Protocol],
+    methods: Sequence[str],
+    regimes: Sequence[Regime],
+    *,
+    seeds: int,
+    jobs: int,
+    backend: str,
+    until: float,
+) -> list[Job]:
+    """Make what is missing, round by round: a search decides which runs come next.
+
+    Args:
+        lab: of the finished runs.
+        chosen: protocols.
+        methods: names; all if empty.
+        regimes: of ``REGIMES``.
+        seeds: repeats at most.
+        jobs: runs at the same time.
+        backend: of joblib.
+        until: by ``time.monotonic``; no run is begun after it.
+
+    Returns:
+        Runs that failed; they are tried once a call.
+    """
+    failed: list[Job] = []
+    while True:
+        wanted = [
+            job
+            for protocol in chosen
+            for method in methods_of(protocol)
+            if not methods or method.name in methods
+            for job in lab.missing(protocol, method, regimes, seeds)
+            if job not in failed
+        ]
+        if not wanted or time.monotonic() > until:
+            return failed
+        failed += _round(wanted, jobs=jobs, backend=backend, until=until)
+
+
+def _round(wanted: Sequence[Job], *, jobs: int, backend: str, until: float) -> list[Job]:
+    def begun() -> Iterable[object]:
+        for job in wanted:
+            if time.monotonic() <= until:
+                yield delayed(_attempt)(job)
+
+    failed = []
+    with _cluster(backend):
+        parallel = Parallel(
+            n_jobs=jobs, batch_size=1, pre_dispatch=jobs, return_as="generator_unordered"
+        )
+        shown = tqdm(parallel(begun()), total=len(wanted), unit="run", disable=None)
+        for job, status, text in shown:
+            if status == "failed":
+                failed.append(job)
+                tqdm.write(f"{job.protocol}, {job.method}: failed\n{text}", file=sys.stderr)
+    return failed
+
+
+def _attempt(job: Job) -> tuple[Job, str, str | None]:
+    try:
+        record = make(job)
+    except FlatclError as error:
+        return job, "failed", str(error)
+    return job, record.status, record.error
+
+
+def _cluster(backend: str) -> AbstractContextManager[object]:
+    if backend == "loky":
+        return nullcontext()
+    if backend == "ray":
+        from ray.util.joblib import register_ray
+
+        register_ray()
+    else:
+        from distributed import Client
+
+        Client.current()  # a ValueError without a cluster
+    context: AbstractContextManager[object] = parallel_config(backend=backend)
+    return context
+
+
+def check(lab: Lab, chosen: Sequence[Protocol], seed: int) -> bool:
+    """Make one finished run of each protocol again and say whether it comes out the same.
+
+    Args:
+        lab: of the finished runs.
+        chosen: protocols.
+        seed: of the choice.
+
+    Returns:
+        Whether every run equals its record bit for bit.
+    """
+    pick, same = random.Random(seed), True
+    for protocol in chosen:
+        done = [
+            job
+            for regime in REGIMES
+            for method in methods_of(protocol)
+            if (setting := lab.setting(protocol, method, regime)) is not None
+            for job in report_jobs(protocol, method, setting, protocol.seeds)
+            if lab.record(job) is not None
+        ]
+        if not done:
+            print(f"{protocol.name}: no finished run")
+            continue
+        job = pick.choice(done)
+        before, now = lab.record(job), run_cell(job.options, job.cell)
+        assert before is not None
+        apart = max(
+            abs(a - b)
+            for old, new in zip(before.accuracy, now.accuracy, strict=True)
+            for a, b in zip(old or (), new or (), strict=True)
+        )
+        same &= apart == 0
+        said = "bit for bit" if apart == 0 else f"{100 * apart:.2f} points apart at most"
+        print(f"{protocol.name}, {job.method}, seed {job.cell.seed}: {said}")
+    return same
+
+
+def main() -> None:
+    """Run what is missing, then render; or check."""
+    known = protocols()
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("protocols", nargs="*", metavar="PROTOCOL", help=", ".join(known))
+    parser.add_argument(
+        "--methods", type=names, default=(), help="comma-separated; all if left out"
+    )
+    parser.add_argument("--regimes", type=names, default=REGIMES, help="default, tuned, or both")
+    parser.add_argument("--seeds", type=int, default=1000, help="repeats at most")
+    parser.add_argument("--jobs", type=int, default=2, help="runs at the same time")
+    parser.add_argument("--backend", choices=_BACKENDS, default="loky", help="of joblib")
+    parser.add_argument("--hours", type=float, default=1000.0, help="begin no run after so long")
+    parser.add_argument("--keep", type=names, default=(), help="methods whose older runs count")
+    parser.add_argument("--list", action="store_true", help="say how many runs are missing")
+    parser.add_argument("--check", action="store_true", help="make one run of each again")
+    parser.add_argument("--render", action="store_true", help="only render")
+    chosen = parser.parse_args()
+    strange = [name for name in chosen.protocols if name not in known]
+    strange += [name for name in chosen.methods if name not in lab_methods()]
+    strange += [name for name in chosen.regimes if name not in REGIMES]
+    if strange:
+        parser.error(f"there is no {strange[0]!r}")
+    picked = [known[name] for name in chosen.protocols or known]
+    lab = Lab(chosen.keep)
+    if chosen.check:
+        sys.exit(0 if check(lab, picked, random.randrange(2**32)) else 1)
+    if chosen.list:
+        for protocol in picked:
+            for method in methods_of(protocol):
+                missing = lab.missing(protocol, method, chosen.regimes, chosen.seeds)
+                print(f"{protocol.name:28} {method.name:16} {len(missing):4}")
+        return
+    failed: list[Job] = []
+    if not chosen.render:
+        print(f"{RESULTS}, {dict(versions())}", file=sys.stderr)
+        failed = fill(
+            lab,
+            picked,
+            chosen.methods,
+            chosen.regimes,
+            seeds=chosen.seeds,
+            jobs=chosen.jobs,
+            backend=chosen.backend,
+            until=time.monotonic() + 3600 * chosen.hours,
+        )
+    sys.exit(1 if failed else 0)
+
+
+if __name__ == "__main__":
+    main()

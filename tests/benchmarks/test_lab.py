@@ -1,0 +1,202 @@
+"""The lab: its protocols, its plan, and runs that survive being killed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from benchmarks import lab as lab_module
+from benchmarks import run as run_module
+from benchmarks.iso_memory import at_ldc_bytes
+from benchmarks.lab import Lab, methods_of, report_jobs, tuning_job
+from benchmarks.lab_methods import lab_methods
+from benchmarks.outcomes import REGIMES
+from benchmarks.protocol_files import protocols, read
+from benchmarks.tune import Setting
+from flatcl.errors import OptionError
+from flatcl.records import TUNING_SEED
+
+ROOT = Path(__file__).parents[2]
+TEXT = """
+title = "Two tasks of digits"
+kind = "permuted"
+follows = "nothing"
+departs = "in everything"
+seeds = 2
+methods = "core"
+[options]
+data = "digits"
+tasks = 2
+epochs = 1
+train_size = 48
+hidden = [12]
+"""
+
+
+@pytest.fixture
+def protocol(tmp_path, monkeypatch):
+    path = tmp_path / "tiny.toml"
+    path.write_text(TEXT)
+    monkeypatch.setattr(lab_module, "RESULTS", tmp_path / "lab")
+    return read(path)
+
+
+def fill(lab, protocol, methods=("si", "ldc"), regimes=REGIMES, until=1e12):
+    return run_module.fill(
+        lab, [protocol], methods, regimes, seeds=9, jobs=1, backend="loky", until=until
+    )
+
+
+def test_the_protocols_of_the_comparison_are_there_and_can_be_read():
+    found = protocols()
+    assert {"permuted-mnist-5", "split-mnist-class", "feng-tu-two-task"} <= set(found)
+    for one in found.values():
+        assert one.name not in {m.name for m in methods_of(one)}
+        assert {"ldc", "joint"} <= {m.name for m in methods_of(one)}
+        assert one.seeds >= (10 if one.methods != "core" else 5)
+        assert (one.tune_tasks is None) == (one.methods != "core")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("seeds = 2", "seeds = 0"), "tiny.toml: seeds is 0"),
+        (("seeds = 2", "sseeds = 2"), "tiny.toml: there is no 'sseeds'"),
+        (('"permuted"', '"bent"'), "tiny.toml: kind is 'bent'"),
+        (("epochs = 1", "epochs = 0"), "tiny.toml: epochs is 0"),
+        (("epochs = 1", "epoch = 1"), "tiny.toml: .*epoch"),
+        (("seeds = 2", "seeds = "), "tiny.toml: "),
+    ],
+)
+def test_a_file_that_cannot_be_used_is_named(tmp_path, change, message):
+    path = tmp_path / "tiny.toml"
+    path.write_text(TEXT.replace(*change))
+    with pytest.raises(OptionError, match=message):
+        read(path)
+
+
+def test_tuning_sees_no_reported_seed_no_test_image_and_another_order_of_classes():
+    one = protocols()["split-mnist-domain"]
+    for method in methods_of(one):
+        job = tuning_job(one, method, Setting(0.1, method.default))
+        assert (job.cell.seed, job.cell.split) == (TUNING_SEED, "val")
+        assert job.options.class_order == "drawn"
+        for reported in report_jobs(one, method, Setting(0.1, method.default), 10):
+            assert reported.cell.split == "test"
+            assert reported.cell.seed < TUNING_SEED
+            assert reported.options.class_order == "natural"
+    long = protocols()["permuted-mnist-20"]
+    assert long.tuning_options().first_tasks == 3
+    assert long.tuning_options().tasks == 20
+
+
+def test_every_method_with_a_number_starts_from_five_values_in_equal_ratios():
+    for method in lab_methods().values():
+        if not method.grid:
+            assert method.number is None
+            continue
+        ratios = [b / a for a, b in zip(method.grid, method.grid[1:], strict=False)]
+        assert len(method.grid) == 5
+        assert ratios == pytest.approx([ratios[0]] * 4, rel=0.15)
+        assert method.default is not None or method.name.startswith("ldc")
+
+
+def test_replay_at_ldcs_bytes_holds_no_more_and_hardly_less(protocol):
+    options = replace(protocol.options, epochs=1)
+    images = at_ldc_bytes(options).memory
+    from flatcl.cells import run_cell
+
+    held = run_cell(options, lab_methods()["ldc"].cell(None, 0, "test")).bytes_held
+    assert held is not None
+    assert held * 0.5 <= images * (64 * 4 + 8) <= held * 1.5
+
+
+def test_the_lab_makes_what_is_missing_once_and_tells_it_all(protocol):
+    lab = Lab()
+    assert fill(lab, protocol) == []
+    again = Lab()
+    for name in ("si", "ldc"):
+        method = lab_methods()[name]
+        assert again.missing(protocol, method, REGIMES, 9) == []
+    outcomes = list(again.outcomes(protocol))
+    assert {(o.regime, o.method, o.seed) for o in outcomes} == {
+        (r, m, s) for r in REGIMES for m in ("si", "ldc") for s in (0, 1)
+    }
+    for one in outcomes:
+        assert len(one.accuracy) == len(one.loss) == 2
+        assert one.seconds["training"] > 0
+        assert one.seconds["task_end"] >= 0
+    (ldc,) = [s for s in again.searches(protocol) if s.method == "ldc"]
+    assert len(ldc.tried) >= 15
+    assert max(t.acc_val for t in ldc.tried) == next(
+        t.acc_val for t in ldc.tried if t.settings == ldc.chosen
+    )
+    tuned = next(o for o in outcomes if o.method == "ldc" and o.regime == "tuned")
+    assert tuned.settings == ldc.chosen
+    assert run_module.check(again, [protocol], 0)
+
+
+def test_a_check_sees_a_record_that_was_altered(protocol):
+    fill(Lab(), protocol, methods=("ldc",), regimes=("default",))
+    lab = Lab()
+    setting = Setting(protocol.options.lr, None)
+    for job in report_jobs(protocol, lab_methods()["ldc"], setting, 2):
+        record = lab.record(job)
+        assert record is not None
+        record.accuracy[0][0] += 0.125
+    assert not run_module.check(lab, [protocol], 0)
+
+
+def test_a_run_that_fails_is_named_tried_once_and_not_kept(protocol, monkeypatch, capsys):
+    def broken(*_, **__):
+        raise RuntimeError("out of luck")
+
+    monkeypatch.setattr("flatcl.cells.judge", broken)
+    failed = fill(Lab(), protocol, methods=("ldc",), regimes=("default",))
+    assert len(failed) == 2
+    assert "out of luck" in capsys.readouterr().err
+    monkeypatch.undo()
+
+
+def test_nothing_is_begun_after_the_time(protocol):
+    lab = Lab()
+    assert fill(lab, protocol, until=time.monotonic() - 1) == []
+    assert not list(lab.outcomes(protocol))
+
+
+SCRIPT = """
+import sys
+from pathlib import Path
+from benchmarks import lab, run
+from benchmarks.protocol_files import read
+lab.RESULTS = Path(sys.argv[2])
+run.fill(lab.Lab(), [read(Path(sys.argv[1]))], ("ldc",), ("default",),
+         seeds=9, jobs=1, backend="loky", until=1e12)
+"""
+
+
+def test_a_killed_lab_goes_on_where_it_stopped(protocol, tmp_path):
+    path = tmp_path / "tiny.toml"
+    path.write_text(TEXT.replace("seeds = 2", "seeds = 6"))
+    folder = tmp_path / "killed"
+    command = [sys.executable, "-c", SCRIPT, str(path), str(folder)]
+    first = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
+    runs = folder / "tiny" / "runs"
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and len(list(runs.glob("*.json"))) < 2:
+        time.sleep(0.02)
+    os.kill(first.pid, signal.SIGKILL)
+    first.wait()
+    made = {p.name: p.stat().st_mtime_ns for p in runs.glob("*.json")}
+    assert 2 <= len(made) < 6
+    subprocess.run(command, cwd=ROOT, check=True, stderr=subprocess.DEVNULL)
+    after = {p.name: p.stat().st_mtime_ns for p in runs.glob("*.json")}
+    assert len(after) == 6
+    assert made.items() <= after.items()

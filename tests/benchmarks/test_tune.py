@@ -1,0 +1,76 @@
+"""The search over learning rate and a method's own number."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from benchmarks.outcomes import Tried
+from benchmarks.tune import MAX_EXTENSIONS, Found, Setting, search
+
+GRID = (1.0, 10.0, 100.0, 1000.0, 10000.0)
+
+
+def run(curve, lr=0.1, grid=GRID):
+    """Search to the end; return what was found and the settings in the order they were asked."""
+    known: dict[Setting, Tried] = {}
+    asked: list[Setting] = []
+    while True:
+        found: Found = search(lr, grid, known.get)
+        if found.chosen is not None:
+            return found, asked
+        assert found.missing
+        for setting in found.missing:
+            assert setting not in known
+            asked.append(setting)
+            known[setting] = Tried({"lr": setting.lr}, curve(setting), 1.0)
+
+
+def peak(lr, value):
+    """A smooth hill with one top."""
+
+    def curve(setting):
+        off = abs(math.log10(setting.lr / lr)) + abs(math.log10((setting.value or 1.0) / value))
+        return 1.0 / (1.0 + off)
+
+    return curve
+
+
+def test_every_method_starts_from_as_many_cells_and_a_top_inside_ends_it():
+    found, asked = run(peak(0.1, 100.0))
+    assert found.chosen == Setting(0.1, 100.0)
+    assert len(asked) == len(found.tried) == 15
+    assert sorted({s.lr for s in asked}) == [0.0333, 0.1, 0.3]
+    assert found.on_edge == ()
+
+
+@pytest.mark.parametrize(
+    ("top", "cells"),
+    [((0.1, 1.0), 15 + 3), ((0.3, 100.0), 15 + 5), ((0.3, 1e4), 4 * 6)],
+    ids=["value", "rate", "both"],
+)
+def test_an_edge_grows_until_the_top_lies_inside(top, cells):
+    found, asked = run(peak(*top))
+    assert found.chosen == Setting(*top)
+    assert len(asked) == len(set(asked)) == cells
+    assert found.on_edge == ()
+
+
+def test_a_top_that_is_never_reached_is_reported_on_the_edge():
+    found, asked = run(lambda s: s.lr * 1e-3 + math.log10(s.value) * 1e-6)
+    assert set(found.on_edge) == {"lr", "value"}
+    assert len(asked) == (3 + MAX_EXTENSIONS) * (5 + MAX_EXTENSIONS)
+    assert found.chosen == Setting(8.1, 1e7)
+
+
+def test_a_plateau_is_no_reason_to_grow_and_its_middle_is_taken():
+    found, asked = run(lambda _: 0.5)
+    assert found.chosen == Setting(0.1, 100.0)
+    assert len(asked) == 15
+
+
+def test_a_method_without_a_number_has_five_rates():
+    found, asked = run(lambda s: -abs(math.log(s.lr / 0.1)), grid=())
+    assert found.chosen == Setting(0.1, None)
+    assert [s.lr for s in asked] == [0.0111, 0.0333, 0.1, 0.3, 0.9]
