@@ -8,15 +8,16 @@ once. ``--check`` makes one finished run of each protocol again and compares.
 from __future__ import annotations
 
 import argparse
+import math
 import random
 import sys
 import time
 from collections.abc import Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 
-from joblib import Parallel, delayed, parallel_config
+from joblib import Parallel, delayed
 from tqdm import tqdm
 
+from benchmarks.cluster import BACKENDS, Cluster
 from benchmarks.lab import RESULTS, Job, Lab, methods_of, report_jobs
 from benchmarks.lab_methods import lab_methods
 from benchmarks.outcomes import REGIMES, Regime
@@ -26,23 +27,6 @@ from flatcl.errors import FlatclError
 from flatcl.options import names
 from flatcl.records import Record, save, versions
 
-_BACKENDS = ("loky", "dask", "ray")
-
-
-def make(job: Job) -> Record:
-    """Make one run and keep its record.
-
-    Args:
-        job: the run.
-
-    Returns:
-        The record, which is on the disk.
-    """
-    lab_methods()  # a worker of its own knows the built-in methods only
-    record = run_cell(job.options, job.cell)
-    save(job.folder, job.options, record)
-    return record
-
 
 def fill(
     lab: Lab,
@@ -50,10 +34,9 @@ def fill(
     methods: Sequence[str],
     regimes: Sequence[Regime],
     *,
-    seeds: int,
-    jobs: int,
-    backend: str,
-    until: float,
+    where: Cluster,
+    seeds: int = 1000,
+    until: float = math.inf,
 ) -> list[Job]:
     """Make what is missing, round by round: a search decides which runs come next.
 
@@ -62,9 +45,8 @@ def fill(
         chosen: protocols.
         methods: names; all if empty.
         regimes: of ``REGIMES``.
+        where: the processes.
         seeds: repeats at most.
-        jobs: runs at the same time.
-        backend: of joblib.
         until: by ``time.monotonic``; no run is begun after it.
 
     Returns:
@@ -82,49 +64,38 @@ def fill(
         ]
         if not wanted or time.monotonic() > until:
             return failed
-        failed += _round(wanted, jobs=jobs, backend=backend, until=until)
+        failed += _round(wanted, where, until)
 
 
-def _round(wanted: Sequence[Job], *, jobs: int, backend: str, until: float) -> list[Job]:
+def _round(wanted: Sequence[Job], where: Cluster, until: float) -> list[Job]:
     def begun() -> Iterable[object]:
         for job in wanted:
             if time.monotonic() <= until:
                 yield delayed(_attempt)(job)
 
     failed = []
-    with _cluster(backend):
+    with where.used() as return_as:
         parallel = Parallel(
-            n_jobs=jobs, batch_size=1, pre_dispatch=jobs, return_as="generator_unordered"
+            n_jobs=where.jobs, batch_size=1, pre_dispatch=where.jobs, return_as=return_as
         )
-        shown = tqdm(parallel(begun()), total=len(wanted), unit="run", disable=None)
-        for job, status, text in shown:
+        for job, outcome in tqdm(parallel(begun()), total=len(wanted), unit="run", disable=None):
+            if isinstance(outcome, FlatclError):
+                status, text = "failed", str(outcome)
+            else:  # written here: workers may be on other machines
+                save(job.folder, job.options, outcome)
+                status, text = outcome.status, str(outcome.error)
             if status == "failed":
                 failed.append(job)
                 tqdm.write(f"{job.protocol}, {job.method}: failed\n{text}", file=sys.stderr)
     return failed
 
 
-def _attempt(job: Job) -> tuple[Job, str, str | None]:
+def _attempt(job: Job) -> tuple[Job, Record | FlatclError]:
+    lab_methods()  # a worker of its own knows the built-in methods only
     try:
-        record = make(job)
+        return job, run_cell(job.options, job.cell)
     except FlatclError as error:
-        return job, "failed", str(error)
-    return job, record.status, record.error
-
-
-def _cluster(backend: str) -> AbstractContextManager[object]:
-    if backend == "loky":
-        return nullcontext()
-    if backend == "ray":
-        from ray.util.joblib import register_ray
-
-        register_ray()
-    else:
-        from distributed import Client
-
-        Client.current()  # a ValueError without a cluster
-    context: AbstractContextManager[object] = parallel_config(backend=backend)
-    return context
+        return job, error
 
 
 def check(lab: Lab, chosen: Sequence[Protocol], seed: int) -> bool:
@@ -176,7 +147,8 @@ def main() -> None:
     parser.add_argument("--regimes", type=names, default=REGIMES, help="default, tuned, or both")
     parser.add_argument("--seeds", type=int, default=1000, help="repeats at most")
     parser.add_argument("--jobs", type=int, default=2, help="runs at the same time")
-    parser.add_argument("--backend", choices=_BACKENDS, default="loky", help="of joblib")
+    parser.add_argument("--backend", choices=BACKENDS, default="loky", help="of joblib")
+    parser.add_argument("--cluster", help="address of a running one; its own is begun if left out")
     parser.add_argument("--hours", type=float, default=1000.0, help="begin no run after so long")
     parser.add_argument("--keep", type=names, default=(), help="methods whose older runs count")
     parser.add_argument("--list", action="store_true", help="say how many runs are missing")
@@ -206,9 +178,8 @@ def main() -> None:
             picked,
             chosen.methods,
             chosen.regimes,
+            where=Cluster(chosen.backend, chosen.jobs, chosen.cluster),
             seeds=chosen.seeds,
-            jobs=chosen.jobs,
-            backend=chosen.backend,
             until=time.monotonic() + 3600 * chosen.hours,
         )
     sys.exit(1 if failed else 0)

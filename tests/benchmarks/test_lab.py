@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -14,6 +15,7 @@ import pytest
 
 from benchmarks import lab as lab_module
 from benchmarks import run as run_module
+from benchmarks.cluster import Cluster
 from benchmarks.iso_memory import at_ldc_bytes
 from benchmarks.lab import Lab, methods_of, report_jobs, tuning_job
 from benchmarks.lab_methods import lab_methods
@@ -48,10 +50,8 @@ def protocol(tmp_path, monkeypatch):
     return read(path)
 
 
-def fill(lab, protocol, methods=("si", "ldc"), regimes=REGIMES, until=1e12):
-    return run_module.fill(
-        lab, [protocol], methods, regimes, seeds=9, jobs=1, backend="loky", until=until
-    )
+def fill(lab, protocol, methods=("ldc",), regimes=REGIMES, until=1e12):
+    return run_module.fill(lab, [protocol], methods, regimes, where=Cluster(jobs=1), until=until)
 
 
 def test_the_protocols_of_the_comparison_are_there_and_can_be_read():
@@ -120,25 +120,23 @@ def test_replay_at_ldcs_bytes_holds_no_more_and_hardly_less(protocol):
 
 def test_the_lab_makes_what_is_missing_once_and_tells_it_all(protocol):
     lab = Lab()
-    assert fill(lab, protocol) == []
+    assert fill(lab, protocol, methods=("ldc",)) == []
     again = Lab()
-    for name in ("si", "ldc"):
-        method = lab_methods()[name]
-        assert again.missing(protocol, method, REGIMES, 9) == []
+    assert again.missing(protocol, lab_methods()["ldc"], REGIMES, 9) == []
     outcomes = list(again.outcomes(protocol))
     assert {(o.regime, o.method, o.seed) for o in outcomes} == {
-        (r, m, s) for r in REGIMES for m in ("si", "ldc") for s in (0, 1)
+        (r, "ldc", s) for r in REGIMES for s in (0, 1)
     }
     for one in outcomes:
         assert len(one.accuracy) == len(one.loss) == 2
         assert one.seconds["training"] > 0
         assert one.seconds["task_end"] >= 0
-    (ldc,) = [s for s in again.searches(protocol) if s.method == "ldc"]
+    (ldc,) = again.searches(protocol)
     assert len(ldc.tried) >= 15
     assert max(t.acc_val for t in ldc.tried) == next(
         t.acc_val for t in ldc.tried if t.settings == ldc.chosen
     )
-    tuned = next(o for o in outcomes if o.method == "ldc" and o.regime == "tuned")
+    tuned = next(o for o in outcomes if o.regime == "tuned")
     assert tuned.settings == ldc.chosen
     assert run_module.check(again, [protocol], 0)
 
@@ -175,10 +173,11 @@ SCRIPT = """
 import sys
 from pathlib import Path
 from benchmarks import lab, run
+from benchmarks.cluster import Cluster
 from benchmarks.protocol_files import read
 lab.RESULTS = Path(sys.argv[2])
 run.fill(lab.Lab(), [read(Path(sys.argv[1]))], ("ldc",), ("default",),
-         seeds=9, jobs=1, backend="loky", until=1e12)
+         where=Cluster(jobs=1))
 """
 
 
@@ -200,3 +199,19 @@ def test_a_killed_lab_goes_on_where_it_stopped(protocol, tmp_path):
     after = {p.name: p.stat().st_mtime_ns for p in runs.glob("*.json")}
     assert len(after) == 6
     assert made.items() <= after.items()
+
+
+@pytest.mark.slow
+def test_a_cluster_of_two_workers_makes_the_same_runs(protocol, tmp_path, monkeypatch):
+    pytest.importorskip("distributed")
+    assert fill(Lab(), protocol, methods=("ldc",), regimes=("default",)) == []
+    folders = [tmp_path / name for name in ("lab", "cluster")]
+    monkeypatch.setattr(lab_module, "RESULTS", folders[1])
+    where = Cluster("dask", jobs=2)
+    assert run_module.fill(Lab(), [protocol], ("ldc",), ("default",), where=where) == []
+    alone, together = (
+        {p.name: json.loads(p.read_text())["accuracy"] for p in f.glob("tiny/runs/*.json")}
+        for f in folders
+    )
+    assert alone == together
+    assert len(alone) == 2
