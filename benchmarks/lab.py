@@ -49,8 +49,10 @@ def methods_of(protocol: Protocol) -> list[Method]:
         In the order of the tables.
     """
     chosen = {"core": CORE, "feng-tu": FENG_TU}.get(protocol.methods)
-    found = lab_methods()
-    return [m for m in found.values() if chosen is None or m.name in chosen]
+    found = lab_methods().values()
+    if chosen is not None:
+        return [m for m in found if m.name in chosen]
+    return [m for m in found if protocol.kind == "class" or not m.class_incremental]
 
 
 class Lab:

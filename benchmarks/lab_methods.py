@@ -31,6 +31,7 @@ class Method:
             below.
         stores: "", "data" or "all data" of earlier tasks.
         change: what it changes in a protocol's options.
+        class_incremental: whether it is run on class-incremental streams alone.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Method:
     default: float | None = None
     stores: str = ""
     change: Change = lambda options, _: options
+    class_incremental: bool = False
 
     def run(
         self, options: CompareOptions, value: float | None
@@ -78,6 +80,14 @@ def _at_ldc_bytes(options: CompareOptions, _: float | None) -> CompareOptions:
     return at_ldc_bytes(options)
 
 
+def _rehearsed(options: CompareOptions, _: float | None) -> CompareOptions:
+    return replace(options, rehearsal=True)
+
+
+def _holding(images: int) -> Change:
+    return lambda options, _: replace(options, memory=images)
+
+
 def _published(options: CompareOptions, value: float | None) -> CompareOptions:
     return replace(options, strength=value, source="published")
 
@@ -102,6 +112,10 @@ DEFAULTS: dict[str, float] = {
 }
 CORE = ("naive-tuned", "ewc", "ewc-online", "si", "mas", "gpm", "kfac-laplace", "ldc", "joint")
 FENG_TU = ("naive", "ewc", "ldc", "ldc-published", "joint")
+# On class-incremental streams: replay by the size of its buffer, beside LDC and without; and
+# methods without memory given the rehearsal that LDC has, marked +r.
+MEMORIES = (50, 200, 1000, 4000)
+REHEARSED = ("naive", "l2", "ewc", "ewc-online", "si", "mas", "lwf")
 _STRENGTHS = (0.35, 1.1, 3.5, 11.0, 35.0)
 
 
@@ -115,11 +129,22 @@ def lab_methods() -> dict[str, Method]:
     for rival in _rivals():
         register(rival)
     found = {name: _of(rival) for name, rival in RIVALS.items() if name != "joint"}
+    del found["ldc-replay"]  # it comes by sizes of its buffer
     found["er"] = replace(found.pop("replay"), name="er", change=_at_ldc_bytes)
     found["ldc"] = Method("ldc", "ldc", "strength", _STRENGTHS, None, change=_strength)
     found["ldc-published"] = Method(
         "ldc-published", "ldc", "strength", _STRENGTHS, None, change=_published
     )
+    for images in MEMORIES:
+        for name in ("replay", "ldc-replay"):
+            label = f"{name.replace('replay', 'er')}-{images}"
+            found[label] = Method(
+                label, name, stores="data", change=_holding(images), class_incremental=True
+            )
+    for name in (name for name in REHEARSED if name in found):
+        found[f"{name}+r"] = replace(
+            found[name], name=f"{name}+r", change=_rehearsed, class_incremental=True
+        )
     found["joint"] = Method("joint", "joint", stores="all data")
     return found
 

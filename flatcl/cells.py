@@ -228,7 +228,7 @@ class _Run:
     def _strategy(self, model: nn.Module) -> SupervisedTemplate:
         options, method = self.options, self.cell.method
         own: list[Any] = [OldClassOffset(options.offset)] if options.offset > 0 else []
-        if options.rehearsal and method != "ldc":
+        if options.rehearsal and not method.startswith("ldc"):
             own.append(PseudoRehearsal(seed=derive_seed(self.cell.seed, "noise", "rehearsal")))
         own.append(self.clock)
         common: dict[str, Any] = {

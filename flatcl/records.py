@@ -93,7 +93,7 @@ def identity(options: CompareOptions, cell: Cell) -> dict[str, object]:
     config = {name: value for name, value in asdict(options).items() if name not in _NOT_OF_A_RUN}
     if cell.method != "ldc":
         config = {name: value for name, value in config.items() if name not in _OF_LDC}
-    if cell.method != "replay":
+    if not _has_buffer(cell.method):
         del config["memory"]
     if options.scenario != "rotated":
         del config["max_angle"]
@@ -103,11 +103,11 @@ def identity(options: CompareOptions, cell: Cell) -> dict[str, object]:
         del config["class_order"]
     if options.scenario != "split-class":
         del config["offset"]  # no class is absent
-    rehearsed = options.rehearsal and cell.method != "ldc"
+    rehearsed = options.rehearsal and not cell.method.startswith("ldc")
     if not rehearsed:
         del config["rehearsal"]
     code: tuple[str, ...] = _RUN_CODE
-    if cell.method == "ldc" or rehearsed:
+    if cell.method.startswith("ldc") or rehearsed:
         code += _LDC_CODE + (_PUBLISHED_CODE if options.source == "published" else ())
     return {
         "schema": _SCHEMA,
@@ -117,6 +117,10 @@ def identity(options: CompareOptions, cell: Cell) -> dict[str, object]:
         "code": _code(code, RIVALS[cell.method].code if cell.method in RIVALS else None),
         "versions": versions(),
     }
+
+
+def _has_buffer(method: str) -> bool:
+    return method != "joint" and method in RIVALS and RIVALS[method].stores_data
 
 
 def path_of(folder: Path, options: CompareOptions, cell: Cell) -> Path:
