@@ -1,0 +1,1 @@
+"""Rivals of the benchmark lab, one small file each."""
