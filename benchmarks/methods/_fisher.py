@@ -109,15 +109,18 @@ def _add(
 ) -> None:
     outputs = [output for _, output in calls.values()]
     sums: dict[_Layer, Tensor] = {}
+    columns = {
+        layer: _columns(layer, a) for layer, (a, output) in calls.items() if output.dim() > 2
+    }
     for direction in directions:
         deltas = torch.autograd.grad(
             logits, outputs, direction, retain_graph=True, allow_unused=True
         )
-        for (layer, (a, _)), delta in zip(calls.items(), deltas, strict=True):
+        for layer, delta in zip(calls, deltas, strict=True):
             if delta is None:
                 continue
-            if delta.dim() > 2:
-                _add_positions(squares, layer, a, delta)
+            if layer in columns:
+                _add_positions(squares, layer, columns[layer], delta)
             else:
                 sums[layer] = sums.get(layer, torch.zeros_like(delta)) + delta.square()
     for layer, total in sums.items():
@@ -127,20 +130,24 @@ def _add(
             squares[layer.bias] += total.sum(0)
 
 
-def _add_positions(squares: dict[Tensor, Tensor], layer: _Layer, a: Tensor, delta: Tensor) -> None:
+def _columns(layer: _Layer, a: Tensor) -> Tensor:
+    """Return what the layer's matrix acts on at every position [n, positions, in]."""
     if isinstance(layer, nn.Conv2d):
         padding = cast("tuple[int, ...]", layer.padding)
-        columns = functional.unfold(a, layer.kernel_size, layer.dilation, padding, layer.stride)
-        delta = delta.flatten(2)
-    else:
-        columns = a.flatten(1, -2).transpose(1, 2)
-        delta = delta.flatten(1, -2).transpose(1, 2)
-    weight, bias = layer.weight, layer.bias
-    if weight in squares:
-        gradients = torch.bmm(delta, columns.transpose(1, 2))
-        squares[weight] += gradients.square_().sum(0).view_as(weight)
-    if bias in squares:
-        squares[bias] += delta.sum(2).square_().sum(0)
+        patches = functional.unfold(a, layer.kernel_size, layer.dilation, padding, layer.stride)
+        return patches.transpose(1, 2)
+    return a.flatten(1, -2)
+
+
+def _add_positions(
+    squares: dict[Tensor, Tensor], layer: _Layer, columns: Tensor, delta: Tensor
+) -> None:
+    by_position = delta.flatten(2) if isinstance(layer, nn.Conv2d) else delta.flatten(1, -2).mT
+    if layer.weight in squares:
+        gradients = torch.bmm(by_position, columns)
+        squares[layer.weight] += gradients.square_().sum(0).view_as(layer.weight)
+    if layer.bias in squares:
+        squares[layer.bias] += by_position.sum(2).square_().sum(0)
 
 
 def _layers(model: nn.Module) -> list[_Layer]:
