@@ -160,6 +160,8 @@ def _of(rival: Rival) -> Method:
 def _rivals() -> list[Rival]:
     found: list[Rival] = []
     for module in pkgutil.iter_modules(_folder.__path__):
+        if module.name.startswith("_"):
+            continue  # shared by methods, no method itself
         loaded = importlib.import_module(f"{_folder.__name__}.{module.name}")
         for rival in getattr(loaded, "RIVALS", None) or (loaded.RIVAL,):
             found.append(replace(rival, code=Path(str(loaded.__file__))))
