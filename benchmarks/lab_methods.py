@@ -159,10 +159,11 @@ def _of(rival: Rival) -> Method:
 
 def _rivals() -> list[Rival]:
     found: list[Rival] = []
+    shared = tuple(sorted(Path(_folder.__path__[0]).glob("_*.py")))
     for module in pkgutil.iter_modules(_folder.__path__):
         if module.name.startswith("_"):
             continue  # shared by methods, no method itself
         loaded = importlib.import_module(f"{_folder.__name__}.{module.name}")
         for rival in getattr(loaded, "RIVALS", None) or (loaded.RIVAL,):
-            found.append(replace(rival, code=Path(str(loaded.__file__))))
+            found.append(replace(rival, code=(Path(str(loaded.__file__)), *shared)))
     return found

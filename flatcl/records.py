@@ -114,7 +114,7 @@ def identity(options: CompareOptions, cell: Cell) -> dict[str, object]:
         "cell": asdict(cell),
         "config": json.loads(json.dumps(config)),  # tuples as a reader sees them
         "data": _content(options.data),
-        "code": _code(code, RIVALS[cell.method].code if cell.method in RIVALS else None),
+        "code": _code(code, RIVALS[cell.method].code if cell.method in RIVALS else ()),
         "versions": versions(),
     }
 
@@ -231,10 +231,10 @@ def commit() -> str | None:
 
 
 @lru_cache
-def _code(patterns: tuple[str, ...], further: Path | None) -> str:
+def _code(patterns: tuple[str, ...], further: tuple[Path, ...]) -> str:
     digest = hashlib.sha256()
     paths = sorted(path for pattern in patterns for path in _PACKAGE.glob(pattern))
-    for path in paths if further is None else [*paths, further]:
+    for path in [*paths, *further]:
         digest.update(path.name.encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()[:16]
 

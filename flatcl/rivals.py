@@ -167,8 +167,8 @@ class Rival:
         own_plugins: the method itself, made from the tuned number and the buffer's size.
         template: the strategy class that the plugins go into.
         stores_data: whether it keeps samples of earlier tasks.
-        code: the file that has the method, if it is not flatcl's own; its runs are made anew when
-            the file changes.
+        code: the files that have the method, if it is not flatcl's own; its runs are made anew
+            when one of them changes.
     """
 
     name: str
@@ -177,7 +177,7 @@ class Rival:
     own_plugins: Callable[[float, int], list[SupervisedPlugin]]
     template: type[SupervisedTemplate] = SupervisedTemplate
     stores_data: bool = False
-    code: Path | None = None
+    code: tuple[Path, ...] = ()
 
     def build(
         self,
