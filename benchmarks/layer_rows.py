@@ -15,7 +15,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import DataLoader
 
-from flatcl.errors import OptionError
+from flatcl.core.gradients import evaluation_mode
+from flatcl.errors import NonFiniteError, OptionError
+from flatcl.host import ensure_avalanche
+
+ensure_avalanche()
+from avalanche.models import avalanche_forward  # noqa: E402
 
 Layer: TypeAlias = nn.Linear | nn.Conv2d
 Watch: TypeAlias = Callable[[str, Layer, Tensor, Tensor], None]
@@ -164,6 +169,57 @@ def watched(layers: Mapping[str, Layer], watch: Watch) -> Iterator[None]:
     finally:
         for handle in handles:
             handle.remove()
+
+
+def check_finite(outputs: Tensor) -> None:
+    """Raise a NonFiniteError if an output of the network is NaN or infinite.
+
+    Args:
+        outputs: of the network at the end of a task.
+    """
+    if not torch.isfinite(outputs).all():
+        raise NonFiniteError("the network's outputs are not finite at the end of a task: lower lr")
+
+
+def sample_rows(
+    model: nn.Module,
+    layers: Mapping[str, Layer],
+    batch: Sequence[Tensor],
+    scalar: Callable[[Tensor], Tensor],
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """Return each layer's inputs, and the gradients at its outputs, of every sample.
+
+    A sample's gradient of its number with respect to a layer's matrix is the sum over places of
+    the product of both. Modules are in evaluation mode meanwhile.
+
+    Args:
+        model: the network; samples must not act on one another.
+        layers: of ``layers_of``.
+        batch: inputs first, task labels last.
+        scalar: sums one number a sample over the outputs.
+
+    Returns:
+        Rows [B, L, columns] and [B, L, out] by layer, without the layers that were not used.
+
+    Raises:
+        OptionError: a layer is used twice.
+    """
+    inputs: dict[str, Tensor] = {}
+    outputs: dict[str, Tensor] = {}
+
+    def watch(name: str, layer: Layer, x: Tensor, y: Tensor) -> None:
+        if name in inputs:
+            raise OptionError(f"layer {name!r} is used twice: give each use a layer of its own")
+        inputs[name], outputs[name] = input_rows(layer, x.detach()), y
+
+    with evaluation_mode(model), torch.enable_grad(), watched(layers, watch):
+        logits = avalanche_forward(model, batch[0], batch[-1])
+        check_finite(logits)
+        gradients = torch.autograd.grad(scalar(logits), list(outputs.values()))
+    return {
+        name: (inputs[name], output_rows(layers[name], gradient))
+        for name, gradient in zip(outputs, gradients, strict=True)
+    }
 
 
 def task_batches(strategy: Any, size: int, *, count: int | None = None) -> Iterator[list[Tensor]]:

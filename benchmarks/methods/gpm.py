@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor, nn
 
 from benchmarks.layer_rows import (
     Layer,
-    from_matrix,
+    check_finite,
     input_rows,
     layers_of,
     task_batches,
-    to_matrix,
-    trainable,
     watched,
 )
+from benchmarks.projected_steps import ProjectedSteps
 from flatcl.core.gradients import evaluation_mode
 from flatcl.errors import OptionError
 from flatcl.host import ensure_avalanche
@@ -24,7 +21,6 @@ from flatcl.rivals import Rival
 
 ensure_avalanche()
 from avalanche.models import MultiTaskModule, avalanche_forward  # noqa: E402
-from avalanche.training.plugins import SupervisedPlugin  # noqa: E402
 from avalanche.training.templates import SupervisedTemplate  # noqa: E402
 
 # Samples whose inputs are analysed: section 5 and the authors' settings.
@@ -34,7 +30,7 @@ SAMPLES_CNN = 125
 _ROUNDING = 1e-12
 
 
-class GradientProjection(SupervisedPlugin):  # type: ignore[misc]  # Avalanche ships no types
+class GradientProjection(ProjectedSteps):
     """Gradient Projection Memory: each layer's gradient loses its part along stored inputs.
 
     After each task the inputs of each layer are gathered at some of its samples, what the stored
@@ -45,9 +41,8 @@ class GradientProjection(SupervisedPlugin):  # type: ignore[misc]  # Avalanche s
     Source: Saha, Garg and Roy 2021, arXiv 2103.09762, eqs. 6-9 and algorithm 1. Departures:
 
     - A bias is the weight of an input that is always 1; the paper's networks have none.
-    - With momentum, weight decay or Adam a step leaves the subspace though its gradient lies in
-      it; the paper trains with plain SGD. Where the optimiser is not plain SGD the step is
-      projected as well, which is what the method is for: without it, Adam undoes most of it.
+    - With momentum, weight decay or Adam the step is projected too (``ProjectedSteps``): Adam
+      would undo most of what a projected gradient is for. The paper trains with plain SGD.
     - In networks that are told the task the last layer is not projected, as in the paper; its
       outputs for other tasks get no gradient.
 
@@ -56,45 +51,28 @@ class GradientProjection(SupervisedPlugin):  # type: ignore[misc]  # Avalanche s
             paper's threshold.
         first: the same for the first layer; None for ``residual`` there too. Permuted MNIST in
             the paper: ``residual=0.01, first=0.05``.
-        steps: whether the steps of optimisers other than plain SGD are projected too.
+        steps: False projects gradients alone, whatever the optimiser.
 
     Raises:
         OptionError: a share lies outside [0, 1].
     """
 
     def __init__(self, residual: float, first: float | None = None, *, steps: bool = True) -> None:
-        super().__init__()
+        super().__init__(steps=steps)
         for name, share in (("residual", residual), ("first", first)):
             if share is not None and not 0 <= share <= 1:
                 raise OptionError(f"{name} is {share}: give a share of energy from 0 to 1")
         self.residual = residual
         self.first = residual if first is None else first
-        self.steps = steps
         self.bases: dict[str, Tensor] = {}
-        self.starts: dict[str, Tensor] = {}
 
-    def before_update(self, strategy: SupervisedTemplate, **kwargs: object) -> None:
-        """Project the gradients on the complement of the bases; keep what a step starts from."""
-        beside = self.steps and not _plain(strategy.optimizer)
-        for name, basis in self._active():
-            parameters = trainable(strategy.model.get_submodule(name))
-            gradients = [p.grad for p in parameters if p.grad is not None]
-            if gradients:
-                _write(gradients, _outside(to_matrix(gradients), basis))
-            if beside:
-                self.starts[name] = to_matrix([p.detach() for p in parameters])
+    def constrained(self) -> list[str]:
+        """Return the layers with a basis."""
+        return [name for name, basis in self.bases.items() if basis.shape[1]]
 
-    @torch.no_grad()
-    def after_update(self, strategy: SupervisedTemplate, **kwargs: object) -> None:
-        """Project the steps of an optimiser that may have left the complement."""
-        for name, start in self.starts.items():
-            parameters = trainable(strategy.model.get_submodule(name))
-            step = to_matrix(parameters) - start
-            _write(parameters, start + _outside(step, self.bases[name]))
-        self.starts = {}
-
-    def _active(self) -> list[tuple[str, Tensor]]:
-        return [(name, basis) for name, basis in self.bases.items() if basis.shape[1]]
+    def projected(self, moves: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return the part that acts on no input in the bases."""
+        return {name: _outside(move, self.bases[name]) for name, move in moves.items()}
 
     def after_training_exp(self, strategy: SupervisedTemplate, **kwargs: object) -> None:
         """Add the inputs of the task just trained to the bases."""
@@ -118,25 +96,14 @@ class GradientProjection(SupervisedPlugin):  # type: ignore[misc]  # Avalanche s
         count = SAMPLES_CNN if convolutional else SAMPLES_MLP
         with evaluation_mode(model), torch.no_grad(), watched(layers, watch):
             for x, *_, labels in task_batches(strategy, count, count=count):
-                avalanche_forward(model, x, labels)
+                check_finite(avalanche_forward(model, x, labels))
         if isinstance(model, MultiTaskModule):
             found.popitem()
         return {name: torch.cat(rows) for name, rows in found.items()}
 
 
-def _plain(optimizer: torch.optim.Optimizer) -> bool:
-    return type(optimizer) is torch.optim.SGD and not any(
-        group["momentum"] or group["weight_decay"] for group in optimizer.param_groups
-    )
-
-
 def _outside(matrix: Tensor, basis: Tensor) -> Tensor:
     return matrix - (matrix @ basis) @ basis.T
-
-
-def _write(tensors: Sequence[Tensor], matrix: Tensor) -> None:
-    for tensor, part in zip(tensors, from_matrix(matrix, tensors), strict=True):
-        tensor.copy_(part)
 
 
 def extended(basis: Tensor, inputs: Tensor, residual: float) -> Tensor:
