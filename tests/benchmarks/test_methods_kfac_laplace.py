@@ -121,6 +121,30 @@ class _Data(list[tuple[Tensor, int, int]]):
     collate_fn = staticmethod(torch.utils.data.default_collate)
 
 
+def test_a_convolution_sums_inputs_over_places_and_takes_the_mean_of_gradients(
+    generator: torch.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kfac_laplace, "_drawn_loss", lambda logits: logits.square().sum())
+    torch.manual_seed(0)
+    layer = nn.Conv2d(1, 2, 2, bias=False)
+    model = nn.Sequential(layer, nn.Flatten())
+    data = _Data([(torch.randn(1, 2, 3, generator=generator), 0, 0) for _ in range(5)])
+    plugin = KroneckerLaplace(1.0)
+    plugin.after_training_exp(
+        SimpleNamespace(
+            model=model, experience=SimpleNamespace(dataset=data), device=torch.device("cpu")
+        )
+    )
+    A, G = torch.zeros(4, 4), torch.zeros(2, 2)
+    for image, *_ in data:
+        for column in range(2):  # the two places of the window
+            patch = image[0, :, column : column + 2].flatten()
+            g = 2 * layer.weight.detach().flatten(1) @ patch  # of the sum of squares
+            A += torch.outer(patch, patch) / 5
+            G += torch.outer(g, g) / (5 * 2)
+    torch.testing.assert_close(plugin.factors["0"], (G[None], A[None]))
+
+
 @pytest.mark.parametrize("merged", [True, False])
 def test_the_penalty_in_training_is_the_dense_one_of_all_tasks(
     merged: bool, stream: Stream, monkeypatch: pytest.MonkeyPatch
