@@ -1,0 +1,1 @@
+"""Methods of the benchmark lab, one file each, beside those of ``flatcl.rivals``."""
