@@ -235,6 +235,4 @@ def _watched(
             handle.remove()
 
 
-RIVAL = Rival(
-    "owm", "alpha", (0.01, 0.1, 1.0, 10.0, 100.0), lambda value, _: [OWMPlugin(value)]
-)
+RIVAL = Rival("owm", "alpha", (0.01, 0.1, 1.0, 10.0, 100.0), lambda value, _: [OWMPlugin(value)])

@@ -29,9 +29,7 @@ def forgetful_stream(scenario: Scenario = "permuted") -> Stream:
 def perceptron(outputs: int = CLASSES) -> nn.Sequential:
     torch.manual_seed(0)
     inputs = SIDE * SIDE
-    return nn.Sequential(
-        nn.Flatten(), nn.Linear(inputs, 32), nn.ReLU(), nn.Linear(32, outputs)
-    )
+    return nn.Sequential(nn.Flatten(), nn.Linear(inputs, 32), nn.ReLU(), nn.Linear(32, outputs))
 
 
 def accuracy(model: nn.Module, stream: Stream, task: int) -> float:
