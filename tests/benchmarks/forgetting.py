@@ -16,14 +16,14 @@ from flatcl.tasks import Scenario
 SIDE, CLASSES, SAMPLES = 4, 4, 200
 
 
-def forgetful_stream(scenario: Scenario = "permuted") -> Stream:
-    """Return two tasks of images around one random centre a class."""
+def forgetful_stream(scenario: Scenario = "permuted", tasks: int = 2) -> Stream:
+    """Return tasks of images around one random centre a class."""
     generator = torch.Generator().manual_seed(3)
     y = torch.arange(4 * SAMPLES) % CLASSES
     centres = torch.randn(CLASSES, 1, SIDE, SIDE, generator=generator)
     x = centres[y] + 0.5 * torch.randn(len(y), 1, SIDE, SIDE, generator=generator)
     images = Images("centres", x, y, x[:40], y[:40], CLASSES)
-    return make_stream(images, StreamOptions(scenario, tasks=2, train_size=SAMPLES), seed=0)
+    return make_stream(images, StreamOptions(scenario, tasks=tasks, train_size=SAMPLES), seed=0)
 
 
 def perceptron(outputs: int = CLASSES) -> nn.Sequential:

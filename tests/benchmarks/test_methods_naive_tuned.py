@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from blobs import TASKS, blob_stream, build, common, flat, network, train
-from forgetting import accuracies, forgetful_stream
+from blobs import blob_stream, build, common, flat, network, train
+from forgetting import accuracies, forgetful_stream, perceptron
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, Optimizer
 
@@ -49,16 +49,15 @@ def sgd(weights: Iterable[Tensor]) -> Optimizer:
 
 
 @pytest.mark.parametrize(("make", "first"), [(adam, 0.01), (sgd, 0.2)])
-def test_rate_of_each_task(
-    make: Callable[[Iterable[Tensor]], Optimizer], first: float, stream: Stream
-) -> None:
-    model, rates = network(), Rates()
+def test_rate_of_each_task(make: Callable[[Iterable[Tensor]], Optimizer], first: float) -> None:
+    model, rates = perceptron(), Rates()
     optimizer = make(model.parameters())
-    train(decayed(model, 3.0, optimizer=optimizer, plugins=[rates]), stream)
-    steps = len(rates.seen) // TASKS
-    assert rates.seen[:steps] == [[first]] * steps
-    assert rates.seen[steps:] == [[pytest.approx(first / 4, rel=1e-12)]] * steps
-    assert optimizer.param_groups[0]["lr"] == pytest.approx(first / 4, rel=1e-12)  # it stays
+    train(decayed(model, 3.0, optimizer=optimizer, plugins=[rates]), forgetful_stream(tasks=3), 3)
+    steps = len(rates.seen) // 3
+    for task, begin in enumerate(range(0, 3 * steps, steps)):
+        expected = [pytest.approx(first / 4**task, rel=1e-12)]
+        assert rates.seen[begin : begin + steps] == [expected] * steps
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(first / 16, rel=1e-12)  # it stays
 
 
 def test_each_group_decays_from_its_own_rate(stream: Stream) -> None:
