@@ -2,172 +2,30 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
-from statistics import fmean
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from benchmarks.about import ProtocolAbout
 from benchmarks.collected import Collected
-from benchmarks.families import WITHOUT_DATA, Family, family
-from benchmarks.outcomes import Outcome, Regime
-from benchmarks.statistics import (
-    REFERENCE,
-    Estimate,
-    Paired,
-    Verdict,
-    corrected,
-    estimate,
-    paired,
-)
-from flatcl.scores import mean_ci95
+from benchmarks.families import WITHOUT_DATA
+from benchmarks.gap import EWC, Entry, best, gap_closed, gaps, joint_of, mean_sentence, named
+from benchmarks.outcomes import Outcome
+from benchmarks.statistics import REFERENCE, Verdict, corrected, paired
+from benchmarks.views import Cell, Column, Row, View, estimate_cell
 from flatcl.tables import markdown_table
-
-EWC: tuple[Family, ...] = ("ewc",)
-CLASSES = "class"
-"""The kind of protocol that the mean gap leaves out: pure regularisers are Naive's equals there,
-so that the gap is not one between regularisers."""
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One method of the headline table.
-
-    Attributes:
-        method: its name.
-        regime: whose runs.
-        acc: percent.
-        versus: less LDC at its defaults.
-    """
-
-    method: str
-    regime: Regime
-    acc: Estimate
-    versus: Paired | None = None
-
-
-def best(collected: Collected, protocol: str, families: Collection[Family]) -> Entry | None:
-    """Return the tuned method of some families that has the highest mean ACC.
-
-    It is chosen on the very test images that it is shown on, so chance favours it. A method of
-    which more than half of the runs diverged is not chosen: what is left of it is a selection.
-
-    Args:
-        collected: all runs.
-        protocol: its name.
-        families: to choose from.
-
-    Returns:
-        The method; None if there is none.
-    """
-    found = []
-    for method in collected.methods(protocol, "tuned"):
-        runs = len(collected.runs(protocol, "tuned", method))
-        acc = estimate(list(collected.acc(protocol, "tuned", method).values()))
-        if family(method) in families and acc is not None and 2 * acc.n >= runs:
-            found.append(Entry(method, "tuned", acc))
-    return max(found, key=lambda entry: entry.acc.mean, default=None)
-
-
-def _named(collected: Collected, protocol: str, method: str, regime: Regime) -> Entry | None:
-    acc = estimate(list(collected.acc(protocol, regime, method).values()))
-    return None if acc is None else Entry(method, regime, acc)
-
-
-def _joint(collected: Collected, protocol: str) -> Entry | None:
-    where = collected.nearest(protocol, "tuned", "joint")
-    return _named(collected, protocol, "joint", where) if where else None
-
-
-@dataclass(frozen=True)
-class Gap:
-    """How much of the way from the best tuned EWC to joint training LDC goes at its defaults.
-
-    Attributes:
-        protocol: its name.
-        ewc: the variant of EWC.
-        width: joint less EWC, points, on the seeds that all three finished.
-        share: (LDC - EWC) / (joint - EWC) of the means over those seeds; above 1 if LDC is above
-            joint, below 0 if it is under EWC; None if there is no gap to close.
-    """
-
-    protocol: str
-    ewc: str
-    width: Estimate
-    share: float | None
-
-
-def gap_closed(collected: Collected, protocol: str) -> Gap | None:
-    """Return the share of joint - EWC that LDC closes on a protocol.
-
-    A gap whose 95 % interval reaches 0 (or which is not positive, with a single seed) is none: the
-    share would be a ratio of noise. That does not depend on LDC.
-
-    Args:
-        collected: all runs.
-        protocol: its name.
-
-    Returns:
-        The gap; None without finished runs of tuned EWC, LDC at its defaults and joint on a
-        common seed.
-    """
-    ewc, joint = best(collected, protocol, EWC), _joint(collected, protocol)
-    if ewc is None or joint is None:
-        return None
-    high = collected.acc(protocol, joint.regime, joint.method)
-    low = collected.acc(protocol, ewc.regime, ewc.method)
-    ldc = collected.acc(protocol, "default", REFERENCE)
-    seeds = sorted(set(high) & set(low) & set(ldc))
-    if not seeds:
-        return None
-    gaps = [high[seed] - low[seed] for seed in seeds]
-    mean, half = mean_ci95(gaps)
-    width = Estimate(mean, half, len(gaps))
-    if mean - (half or 0.0) <= 0:
-        return Gap(protocol, ewc.method, width, None)
-    return Gap(protocol, ewc.method, width, fmean(ldc[s] - low[s] for s in seeds) / mean)
-
-
-def mean_share(gaps: Sequence[Gap]) -> float | None:
-    """Return the geometric mean of the shares.
-
-    A share above 1 enters as 1, so that no protocol makes up for another by more than the whole
-    gap. One of 0 or less enters as 0, which makes the mean 0: where LDC closes nothing, no mean
-    hides it. Protocols without a gap do not enter.
-
-    Args:
-        gaps: one a protocol.
-
-    Returns:
-        0 … 1; None if no gap has a share.
-    """
-    shares = [min(1.0, max(0.0, gap.share)) for gap in gaps if gap.share is not None]
-    if not shares:
-        return None
-    return 0.0 if min(shares) == 0 else math.exp(fmean(map(math.log, shares)))
-
-
-def gaps(collected: Collected, about: Mapping[str, ProtocolAbout]) -> list[Gap]:
-    """Return the gaps of all protocols but the class-incremental ones.
-
-    Args:
-        collected: all runs.
-        about: the protocols by name.
-
-    Returns:
-        Those that there are, in the order of the runs.
-    """
-    names = [name for name in collected.protocols if about[name].kind != CLASSES]
-    return [gap for name in names if (gap := gap_closed(collected, name)) is not None]
-
 
 _MARKS: dict[Verdict, str] = {
     "above": " ↑", "below": "", "tie": " =", "untested": " ?",
 }  # fmt: skip
-HEADER = (
-    "protocol", "Naive, tuned", "best EWC, tuned", "best other without data, tuned",
-    "LDC, default", "Joint", "gap closed",
-)  # fmt: skip
+COLUMNS = (
+    Column("protocol"),
+    Column("Naive, tuned", falling=True),
+    Column("best EWC, tuned", falling=True),
+    Column("best other without data, tuned", falling=True),
+    Column("LDC, default", falling=True),
+    Column("Joint", falling=True),
+    Column("gap closed", "(LDC − best EWC) / (Joint − best EWC)", falling=True),
+)
 LEGEND = (
     "ACC in percent on test images, mean ± half-width of the 95 % t-interval over seeds. *Best* is "
     "the highest of the tuned methods of its kind on these very images, so that chance favours it "
@@ -189,15 +47,43 @@ def headline_table(outcomes: Sequence[Outcome], about: Mapping[str, ProtocolAbou
         Lines without a newline at the end.
     """
     collected = Collected(outcomes)
-    lines = entries(collected)
+    view = headline_view(collected, about)
+    own = [column.title for column in view.columns].index("LDC, default")
+    rows = [
+        [f"**{text}**" if place == own else text for place, text in enumerate(row.texts())]
+        for row in view.rows
+    ]
+    text = markdown_table([column.title for column in view.columns], rows)
+    return f"{text}\n\n{LEGEND} {mean_sentence(gaps(collected, about))}".rstrip()
+
+
+def headline_view(collected: Collected, about: Mapping[str, ProtocolAbout]) -> View:
+    """Return the headline table as cells.
+
+    Args:
+        collected: all runs.
+        about: the protocols by name, in the order of the rows.
+
+    Returns:
+        A row a protocol that has runs.
+    """
     rows = []
-    for protocol, (naive, ewc, other, ldc, joint) in lines.items():
+    lines = entries(collected)
+    for protocol in (name for name in about if name in lines):
+        naive, ewc, other, ldc, joint = lines[protocol]
         gap = gap_closed(collected, protocol)
-        share = "–" if gap is None or gap.share is None else f"{100 * gap.share:.0f} %"
-        cells = [_shown(naive), _shown(ewc, name=True), _shown(other, name=True)]
-        own = "–" if ldc is None else f"**{_shown(ldc)}**"
-        rows.append([about[protocol].title, *cells, own, _shown(joint), share])
-    return f"{markdown_table(HEADER, rows)}\n\n{LEGEND} {mean_sentence(gaps(collected, about))}"
+        share = None if gap is None else gap.share
+        cells = [
+            Cell(about[protocol].title, about[protocol].title),
+            _shown(naive),
+            _shown(ewc, name=True),
+            _shown(other, name=True),
+            _shown(ldc),
+            _shown(joint),
+            Cell("–" if share is None else f"{100 * share:.0f} %", share),
+        ]
+        rows.append(Row(protocol, cells))
+    return View(COLUMNS, rows, key="protocol")
 
 
 def entries(collected: Collected) -> dict[str, list[Entry | None]]:
@@ -212,11 +98,11 @@ def entries(collected: Collected) -> dict[str, list[Entry | None]]:
     found: dict[str, list[Entry | None]] = {}
     for name in collected.protocols:
         found[name] = [
-            _named(collected, name, "naive", "tuned"),
+            named(collected, name, "naive", "tuned"),
             best(collected, name, EWC),
             best(collected, name, WITHOUT_DATA),
-            _named(collected, name, REFERENCE, "default"),
-            _joint(collected, name),
+            named(collected, name, REFERENCE, "default"),
+            joint_of(collected, name),
         ]
     tests = [
         None
@@ -231,43 +117,17 @@ def entries(collected: Collected) -> dict[str, list[Entry | None]]:
     results = iter(corrected(tests))
     return {
         name: [
-            None if e is None else Entry(e.method, e.regime, e.acc, versus)
+            None if e is None else replace(e, versus=versus)
             for e, versus in zip(line, results, strict=False)
         ]
         for name, line in found.items()
     }
 
 
-def mean_sentence(found: Sequence[Gap]) -> str:
-    """Return what the gaps come to, in words.
-
-    Args:
-        found: one a protocol.
-
-    Returns:
-        A sentence or two, empty without gaps.
-    """
-    mean = mean_share(found)
-    shut = [gap.protocol for gap in found if gap.share is None]
-    text = ""
-    if mean is not None:
-        n = sum(gap.share is not None for gap in found)
-        text = (
-            f"Geometric mean of the gap closed on the {n} protocols that are not "
-            f"class-incremental and have a gap: **{100 * mean:.0f} %** (a share above 100 % enters "
-            "as 100 %, one below 0 as 0)."
-        )
-    if shut:
-        text += f" No gap to close: {', '.join(shut)}."
-    return text.strip()
-
-
-def _shown(entry: Entry | None, *, name: bool = False) -> str:
+def _shown(entry: Entry | None, *, name: bool = False) -> Cell:
     if entry is None:
-        return "–"
-    text = f"{entry.acc.mean:.1f}"
-    if entry.acc.half is not None:
-        text += f" ± {entry.acc.half:.1f}"
-    if name:
-        text += f" ({entry.method})"
-    return text + (_MARKS[entry.versus.verdict] if entry.versus is not None else "")
+        return Cell("–", None)
+    text = estimate_cell(entry.acc).text + (f" ({entry.method})" if name else "")
+    if entry.versus is not None:
+        text += _MARKS[entry.versus.verdict]
+    return Cell(text, entry.acc.mean)

@@ -10,7 +10,8 @@ from lab_runs import PROTOCOLS, run, runs
 
 from benchmarks.collected import Collected
 from benchmarks.families import family, in_order, information
-from benchmarks.headline import Gap, best, entries, gap_closed, gaps, headline_table, mean_share
+from benchmarks.gap import Gap, best, gap_closed, gaps, mean_share
+from benchmarks.headline import entries, headline_table
 from benchmarks.outcomes import Outcome, Regime
 from benchmarks.statistics import (
     Estimate,
