@@ -13,7 +13,7 @@ ORDER: tuple[Family, ...] = (
 )  # fmt: skip
 
 _OF: dict[Family, tuple[str, ...]] = {
-    "control": ("naive", "stable-sgd"),
+    "control": ("naive", "naive-tuned", "stable-sgd"),
     "regulariser": (
         "l2", "si", "mas", "lwf", "rwalk", "kfac", "kfac-laplace", "laplace-kfac", "ncl", "vcl",
     ),
@@ -27,7 +27,9 @@ _OF: dict[Family, tuple[str, ...]] = {
 _FAMILY: dict[str, Family] = {name: family for family, names in _OF.items() for name in names}
 
 WITHOUT_DATA: tuple[Family, ...] = ("regulariser", "projection")
-"""Rivals other than EWC that keep no samples and are not told the task: the field for a "best other"."""
+"""Rivals other than EWC that keep no samples and are not told the task: the "best other"."""
+STOCK = "-stock"
+"""Ends the name of a method as Avalanche ships it, beside the repaired one."""
 _USES: dict[Family, str] = {
     "told": "is told the task at test time",
     "rehearsal": "keeps samples of earlier tasks",
@@ -48,7 +50,7 @@ def family(method: str) -> Family:
     for prefix in ("ewc", "ldc"):
         if method == prefix or method.startswith(f"{prefix}-"):
             return "ewc" if prefix == "ewc" else "ldc"
-    return _FAMILY.get(method, "other")
+    return _FAMILY.get(method.removesuffix(STOCK), "other")
 
 
 def in_order(methods: Iterable[str]) -> list[str]:
@@ -62,11 +64,24 @@ def in_order(methods: Iterable[str]) -> list[str]:
     """
 
     def place(method: str) -> tuple[int, int, str]:
-        kind = family(method)
+        kind, plain = family(method), method.removesuffix(STOCK)
         listed = _OF.get(kind, ())
-        return ORDER.index(kind), listed.index(method) if method in listed else -1, method
+        return ORDER.index(kind), listed.index(plain) if plain in listed else -1, method
 
     return sorted(methods, key=place)
+
+
+def naive_of(methods: Iterable[str]) -> str | None:
+    """Return the method that costs are relative to.
+
+    Args:
+        methods: of a table.
+
+    Returns:
+        "naive"; where that is not run, "naive-tuned", whose steps are the same; else None.
+    """
+    there = set(methods)
+    return next((name for name in ("naive", "naive-tuned") if name in there), None)
 
 
 def information(method: str) -> str | None:
@@ -78,6 +93,8 @@ def information(method: str) -> str | None:
     Returns:
         A clause for a footnote, or None.
     """
+    if method.endswith(STOCK):
+        return "as Avalanche 0.6.0 ships it, unrepaired"
     if method == "ogd":
         return "keeps gradients of stored samples, one vector of the network's size each"
     return _USES.get(family(method))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -13,7 +14,8 @@ from benchmarks.figure_style import INK, frame
 from benchmarks.outcomes import Outcome, Regime
 from flatcl.errors import DataError
 
-_COLUMNS = 4
+_COLUMNS = 5
+_STEPS = 20  # of the scale of colours, 5 points each: few enough to be drawn as shapes
 
 
 def accuracy_matrices(
@@ -43,10 +45,11 @@ def accuracy_matrices(
     lines = math.ceil(len(found) / width)
     figure = Figure(figsize=(2.45 * width + 0.9, 2.45 * lines + 0.35), layout="constrained")
     panels = list(figure.subplots(lines, width, squeeze=False).flat)
+    colours = mpl.colormaps["cividis"].resampled(_STEPS)
     for axes, (method, rows) in zip(panels, found.items(), strict=False):
         tasks = range(len(rows))
         shown = [[100 * rows[i][j] if j <= i else math.nan for j in tasks] for i in tasks]
-        drawn = axes.pcolormesh(shown, cmap="cividis", vmin=0, vmax=100, edgecolors="none")
+        drawn = axes.pcolormesh(shown, cmap=colours, vmin=0, vmax=100, edgecolors="none")
         if len(rows) <= 6:
             _write_numbers(axes, shown)
         axes.set_aspect("equal")
@@ -61,6 +64,8 @@ def accuracy_matrices(
     for axes in panels[len(found) :]:
         axes.set_axis_off()
     bar = figure.colorbar(drawn, ax=panels, shrink=0.8, aspect=25)
+    if bar.solids is not None:
+        bar.solids.set_rasterized(False)  # an image inside the page would need more rights
     bar.set_label("test accuracy (%)", color=INK, fontsize=8.5)
     bar.ax.tick_params(colors=INK, labelsize=8)
     bar.outline.set_visible(False)

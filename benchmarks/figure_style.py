@@ -15,18 +15,20 @@ from benchmarks.families import Family, family, in_order
 INK = "#1b1b1b"
 """Text and axes; in an SVG it becomes ``currentColor``, so that it shows on any background."""
 GRID = "#8a8a8a"
+OWN = "#0072B2"
+"""LDC's colour; in an SVG a page may lighten it by its variable ``--own-ink``."""
 
 # Okabe and Ito's colours, told apart by colour-blind readers, less their yellow, which is lost on
-# white. A family has one or two of them; marks tell methods apart.
+# white, and a purple. A family has some of them; marks tell methods apart.
 _COLOURS: dict[Family, tuple[str, ...]] = {
     "control": ("#8a8a8a",),
     "ewc": ("#D55E00", "#E69F00"),
-    "regulariser": ("#CC79A7", "#56B4E9"),
+    "regulariser": ("#CC79A7", "#56B4E9", "#7B4EA3"),
     "projection": ("#009E73",),
     "told": ("#009E73",),
     "rehearsal": ("#8C6D1F",),
     "other": ("#8a8a8a",),
-    "ldc": ("#0072B2",),
+    "ldc": (OWN,),
     "bound": (INK,),
 }
 _MARKS = "osD^vPX<>ph8"
@@ -168,6 +170,7 @@ def svg(figure: Figure, name: str) -> str:
     text = re.sub(r"url\(#", f"url(#{name}-", text)
     text = re.sub(r'href="#', f'href="#{name}-', text)
     text = re.sub(INK, "currentColor", text, flags=re.IGNORECASE)
+    text = re.sub(OWN, f"var(--own-ink, {OWN})", text, flags=re.IGNORECASE)
     text = re.sub(r"(?<=\d)\.(\d\d)\d+", r".\1", text)
     lines = (line.rstrip() for line in text.splitlines())
     return "\n".join(line for line in lines if line)

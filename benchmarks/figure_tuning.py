@@ -12,7 +12,7 @@ from benchmarks.families import in_order
 from benchmarks.figure_style import INK, Styles, frame
 from benchmarks.outcomes import Search
 
-_COLUMNS = 4
+_COLUMNS = 5
 
 
 def search_curves(searches: Sequence[Search], styles: Styles) -> Figure | None:

@@ -14,11 +14,13 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from benchmarks.collected import Collected
-from benchmarks.families import in_order
+from benchmarks.families import in_order, naive_of
 from benchmarks.figure_matrices import mean_rows
 from benchmarks.figure_style import GRID, INK, Styles, frame, size_of_mark, spread
 from benchmarks.outcomes import Regime
 from benchmarks.statistics import Line
+
+_NAME = 0.165  # inches that a method's name needs
 
 
 def accuracy_over_time(
@@ -35,10 +37,12 @@ def accuracy_over_time(
     Returns:
         The figure; methods are named at the ends of their lines, joint is a dashed level.
     """
-    figure = Figure(figsize=(7.2, 4.3), layout="constrained")
+    methods = in_order(collected.methods(protocol, regime))
+    height = max(4.3, _NAME * len(methods) + 0.9)
+    figure = Figure(figsize=(7.2, height), layout="constrained")
     axes = figure.subplots()
     ends, tasks = {}, 1
-    for method in in_order(collected.methods(protocol, regime)):
+    for method in methods:
         rows = mean_rows(list(collected.done(protocol, regime, method).values()))
         if not rows:
             continue
@@ -66,7 +70,7 @@ def accuracy_over_time(
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.set_xlabel("tasks trained")
     axes.set_ylabel("mean test accuracy over tasks so far (%)")
-    _name_ends(axes, ends, styles)
+    _name_ends(axes, ends, styles, _NAME / (height - 0.8))
     return figure
 
 
@@ -80,7 +84,8 @@ def accuracy_against_overhead(lines: Sequence[Line], styles: Styles) -> Figure |
     Returns:
         A point a method with its 95 % interval; None without Naive.
     """
-    naive = next((line.seconds for line in lines if line.method == "naive"), None)
+    base = naive_of(line.method for line in lines)
+    naive = next((line.seconds for line in lines if line.method == base), None)
     if naive is None or naive.mean <= 0:
         return None
     points = {
@@ -131,7 +136,7 @@ def forgetting_against_bytes(lines: Sequence[Line], styles: Styles) -> Figure | 
 
 
 def _scatter(points: dict[str, tuple[float, float, float]], styles: Styles) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(7.2, 4.0), layout="constrained")
+    figure = Figure(figsize=(7.2, max(4.0, _NAME * len(points) + 0.4)), layout="constrained")
     axes = figure.subplots()
     for method in in_order(points):
         x, y, half = points[method]
@@ -154,9 +159,10 @@ def _scatter(points: dict[str, tuple[float, float, float]], styles: Styles) -> t
     return figure, axes
 
 
-def _name_ends(axes: Axes, ends: dict[str, float], styles: Styles) -> None:
+def _name_ends(axes: Axes, ends: dict[str, float], styles: Styles, share: float) -> None:
+    """Write each method's name beside its end, no two nearer than a share of the axis."""
     low, high = axes.get_ylim()
-    places = spread(list(ends.values()), 0.047 * (high - low))
+    places = spread(list(ends.values()), share * (high - low))
     for (method, end), place in zip(ends.items(), places, strict=True):
         axes.annotate(
             method,

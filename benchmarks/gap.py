@@ -15,6 +15,7 @@ from benchmarks.statistics import REFERENCE, Estimate, Paired, estimate
 from flatcl.scores import mean_ci95
 
 EWC: tuple[Family, ...] = ("ewc",)
+CONTROL: tuple[Family, ...] = ("control",)
 CLASSES = "class"
 """The kind of protocol that the mean gap leaves out: pure regularisers are Naive's equals there,
 so that the gap is not one between regularisers."""

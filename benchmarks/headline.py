@@ -8,7 +8,17 @@ from dataclasses import replace
 from benchmarks.about import ProtocolAbout
 from benchmarks.collected import Collected
 from benchmarks.families import WITHOUT_DATA
-from benchmarks.gap import EWC, Entry, best, gap_closed, gaps, joint_of, mean_sentence, named
+from benchmarks.gap import (
+    CONTROL,
+    EWC,
+    Entry,
+    best,
+    gap_closed,
+    gaps,
+    joint_of,
+    mean_sentence,
+    named,
+)
 from benchmarks.outcomes import Outcome
 from benchmarks.statistics import REFERENCE, Verdict, corrected, paired
 from benchmarks.views import Cell, Column, Row, View, estimate_cell
@@ -19,7 +29,7 @@ _MARKS: dict[Verdict, str] = {
 }  # fmt: skip
 COLUMNS = (
     Column("protocol"),
-    Column("Naive, tuned", falling=True),
+    Column("best Naive, tuned", falling=True),
     Column("best EWC, tuned", falling=True),
     Column("best other without data, tuned", falling=True),
     Column("LDC, default", falling=True),
@@ -75,7 +85,7 @@ def headline_view(collected: Collected, about: Mapping[str, ProtocolAbout]) -> V
         share = None if gap is None else gap.share
         cells = [
             Cell(about[protocol].title, about[protocol].title),
-            _shown(naive),
+            _shown(naive, name=True),
             _shown(ewc, name=True),
             _shown(other, name=True),
             _shown(ldc),
@@ -93,12 +103,12 @@ def entries(collected: Collected) -> dict[str, list[Entry | None]]:
         collected: all runs.
 
     Returns:
-        By protocol: Naive, best EWC, best other, LDC, Joint; None for what has no finished run.
+        By protocol: best Naive, best EWC, best other, LDC, Joint; None without a finished run.
     """
     found: dict[str, list[Entry | None]] = {}
     for name in collected.protocols:
         found[name] = [
-            named(collected, name, "naive", "tuned"),
+            best(collected, name, CONTROL),
             best(collected, name, EWC),
             best(collected, name, WITHOUT_DATA),
             named(collected, name, REFERENCE, "default"),

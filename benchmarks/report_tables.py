@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from benchmarks.collected import Collected
-from benchmarks.families import in_order, information
+from benchmarks.families import in_order, information, naive_of
 from benchmarks.outcomes import Regime, Search
 from benchmarks.statistics import WILCOXON_PAIRS, Estimate, Line, Paired, table
 from benchmarks.targets import Judged
@@ -22,7 +22,6 @@ from benchmarks.views import (
 
 RESULT_COLUMNS = (
     Column("method"),
-    Column("settings", "learning rate, and the method's own number"),
     Column("ACC %", "mean over tasks of the final test accuracy", falling=True),
     Column("less LDC", "points of ACC, paired by seed", falling=True),
     Column("beside LDC", "paired t-test, p Holm-corrected over this table; tie from 0.05 on"),
@@ -35,13 +34,14 @@ RESULT_COLUMNS = (
     Column("held, first", "bytes kept after the first task"),
     Column("held, last", "bytes kept after the last task"),
     Column("seeds", "runs that came to their end", falling=True),
+    Column("settings", "learning rate, and the method's own number", wordy=True),
 )
 TUNING_COLUMNS = (
     Column("method"),
-    Column("tried", "every value of each axis"),
+    Column("tried", "every value of each axis", wordy=True),
     Column("cells", "runs of the search", falling=True),
     Column("diverged", "cells that did"),
-    Column("chosen"),
+    Column("chosen", wordy=True),
     Column("validation ACC %", "of the chosen cell", falling=True),
     Column("on an edge", "axes on whose edge the best lies"),
     Column("hours", "of the whole search"),
@@ -50,10 +50,11 @@ TARGET_COLUMNS = (
     Column("method"),
     Column("published %", falling=True),
     Column("ours %", falling=True),
+    Column("regime", "of ours: default where nothing of the method was tuned there, else tuned"),
     Column("difference", falling=True),
     Column("tolerance", "points in either direction; – where the two are not to be compared"),
-    Column("", "two-sided"),
-    Column("source"),
+    Column("verdict", "two-sided"),
+    Column("source", wordy=True),
 )
 
 
@@ -71,18 +72,20 @@ def result_view(
         protocol: its name.
         regime: whose.
         searches: the protocol's, by method; they concern the tuned regime alone.
-        judged: published figures that this table's are held against.
+        judged: published figures; those of this regime's concern the table.
 
     Returns:
         A row a method.
     """
     lines = table(collected, protocol, regime)
-    naive = next((line.seconds for line in lines if line.method == "naive"), None)
+    base = naive_of(line.method for line in lines)
+    naive = next((line.seconds for line in lines if line.method == base), None)
+    held = [one for one in judged if one.regime == regime]
     notes: list[str] = []
     rows = []
     for line in lines:
         search = searches.get(line.method) if regime == "tuned" else None
-        own = [*_notes(line, regime, search), *_misses(line.method, judged)]
+        own = [*_notes(line, regime, search), *_misses(line.method, held)]
         notes += [note for note in own if note not in notes]
         rows.append(
             Row(line.method, _cells(line, naive), sorted(notes.index(note) + 1 for note in own))
@@ -97,7 +100,6 @@ def _cells(line: Line, naive: Estimate | None) -> list[Cell]:
         relative = line.seconds.mean / naive.mean
     return [
         Cell(line.method, line.method),
-        Cell(settings_text(line.settings), settings_text(line.settings)),
         estimate_cell(line.acc),
         estimate_cell(versus.difference if versus else None, signed=True),
         _verdict(versus),
@@ -109,6 +111,7 @@ def _cells(line: Line, naive: Estimate | None) -> list[Cell]:
         Cell("–" if relative is None else f"{relative:.2f}", relative),
         *(Cell("–" if size is None else bytes_text(size), size) for size in held),
         Cell(str(line.n_seeds), line.n_seeds),
+        Cell(settings_text(line.settings), settings_text(line.settings)),
     ]
 
 
@@ -144,7 +147,11 @@ def _remarks(lines: Sequence[Line]) -> list[str]:
 
 def _misses(method: str, judged: Sequence[Judged]) -> Iterable[str]:
     for found in judged:
-        if found.target.method == method and found.verdict == "missed" and found.reached:
+        if (
+            found.target.method == method
+            and found.verdict == "missed"
+            and found.reached is not None
+        ):
             gap = found.reached - found.target.published
             yield (
                 f"Not the published {found.target.published:g} ({gap:+.1f}, tolerance "
@@ -208,6 +215,7 @@ def target_view(judged: Sequence[Judged]) -> View:
             Cell(target.method, target.method),
             Cell(f"{target.published:g}", target.published),
             Cell("–" if ours is None else f"{ours:.2f}", ours),
+            Cell(found.regime or "–", found.regime),
             Cell("–" if gap is None else f"{gap:+.2f}".replace("-", "−"), gap),
             Cell("–" if tolerance is None else f"± {tolerance:g}", tolerance),
             Cell(found.verdict, found.verdict),

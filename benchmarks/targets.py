@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from benchmarks.families import family
+from benchmarks.outcomes import Regime
 from flatcl.errors import DataError
 
 TARGETS = Path(__file__).parent / "targets.csv"
@@ -44,10 +46,12 @@ class Judged:
     Attributes:
         target: the published one.
         reached: our ACC, percent; None if the method has no finished run here.
+        regime: of ours; None likewise.
     """
 
     target: Target
     reached: float | None
+    regime: Regime | None = None
 
     @property
     def verdict(self) -> Literal["reached", "missed", "not judged", "not run"]:
@@ -96,17 +100,32 @@ def load_targets(path: Path = TARGETS) -> dict[str, list[Target]]:
     return found
 
 
-def judge(targets: Iterable[Target], reached: Mapping[str, float | None]) -> list[Judged]:
+def judge(
+    targets: Iterable[Target], reached: Mapping[Regime, Mapping[str, float | None]]
+) -> list[Judged]:
     """Return every published figure with ours.
+
+    Methods with nothing of their own to tune were published at the protocol's learning rate:
+    they are held against the default regime, which has that. The others' own numbers were tuned
+    by those who published them, so theirs are held against the tuned one. Where the method has no
+    finished run there, the other regime stands in.
 
     Args:
         targets: of one protocol.
-        reached: ACC by method, percent.
+        reached: ACC by regime and method, percent.
 
     Returns:
         In the order of the targets.
     """
-    return [Judged(target, reached.get(target.method)) for target in map(Target._make, targets)]
+    found = []
+    for target in map(Target._make, targets):
+        order: tuple[Regime, ...] = ("default", "tuned")
+        if family(target.method) not in {"control", "bound"}:
+            order = ("tuned", "default")
+        ours = {regime: reached.get(regime, {}).get(target.method) for regime in order}
+        regime = next((regime for regime in order if ours[regime] is not None), None)
+        found.append(Judged(target, ours[regime] if regime else None, regime))
+    return found
 
 
 def _text(value: str | None, where: str, column: str) -> str:

@@ -17,11 +17,13 @@ class Column:
         title: its name.
         meaning: a line that explains it.
         falling: whether sorting by it first shows the highest.
+        wordy: whether its cells are text that may be broken.
     """
 
     title: str
     meaning: str = ""
     falling: bool = False
+    wordy: bool = False
 
 
 @dataclass(frozen=True)

@@ -93,11 +93,14 @@ _COST = {"ewc": 2.4, "ewc-online": 1.5, "si": 1.6, "lwf": 1.9, "gpm": 1.4, "ldc"
 _HELD = {"naive": 0, "joint": 0, "ewc": 7_200_000, "ewc-online": 716_000, "ldc": 1_250_000}
 
 
-def lab(seeds: int = 5) -> tuple[list[Outcome], list[Search], dict[str, ProtocolAbout]]:
-    """A whole lab: four protocols, both regimes, eleven methods, one run diverged."""
+def lab(
+    seeds: int = 5, protocols: Sequence[str] = tuple(PROTOCOLS)
+) -> tuple[list[Outcome], list[Search], dict[str, ProtocolAbout]]:
+    """A whole lab: protocols, both regimes, eleven methods, one run diverged."""
     draw = random.Random(7)
     outcomes, searches = [], []
-    for name, about in PROTOCOLS.items():
+    chosen = {name: PROTOCOLS[name] for name in protocols}
+    for name, about in chosen.items():
         top, tasks = _TOP[about.kind], 10 if "10" in name else 5
         for regime in ("default", "tuned"):
             for method, share in _SHARE.items():
@@ -125,7 +128,7 @@ def lab(seeds: int = 5) -> tuple[list[Outcome], list[Search], dict[str, Protocol
                     )
                 if regime == "tuned" and method not in {"replay", "joint"}:
                     searches.append(_search(name, method, level, draw))
-    return outcomes, searches, PROTOCOLS
+    return outcomes, searches, chosen
 
 
 def _search(protocol: str, method: str, level: float, draw: random.Random) -> Search:
