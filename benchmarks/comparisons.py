@@ -16,6 +16,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from benchmarks.markers import insert
 from benchmarks.streams import SHORT, stream_options
 from flatcl import CompareOptions, compare
 from flatcl.io import write_bytes
@@ -166,14 +167,14 @@ def render() -> None:
     rows = [_row(name, summary) for name, summary in found.items()]
     write_bytes(HERE / "RESULTS.md", f"{text}\n{markdown_table(_HEADER, rows)}\n".encode())
     if "digits" in found:
-        _into_readme("digits", _digits(found["digits"]))
+        insert(README, "digits", _digits(found["digits"]))
     shown = [n for n in found if n.startswith(("split-", "rotated", "permuted-mnist-sgd"))]
     if shown:
         rows = [_row(name, found[name]) for name in shown]
-        _into_readme("streams", markdown_table(_HEADER, rows))
+        insert(README, "streams", markdown_table(_HEADER, rows))
     ten = {name: summary for name, summary in found.items() if "ten-seeds" in name}
     if ten:
-        _into_readme("front", _front(ten))
+        insert(README, "front", _front(ten))
 
 
 def _front(found: dict[str, dict[str, Any]]) -> str:
@@ -201,16 +202,6 @@ def _digits(summary: dict[str, Any]) -> str:
         rows.append([name + value, *numbers, f"{entry['bytes_held']:,}"])
     header = ["method", "ACC %", "BWT", "learning %", "seconds", "bytes held"]
     return markdown_table(header, rows)
-
-
-def _into_readme(name: str, table: str) -> None:
-    start, end = f"<!-- generated: {name} -->", "<!-- end -->"
-    text = README.read_text(encoding="utf-8")
-    if start not in text:
-        return
-    head, rest = text.split(start, 1)
-    tail = rest.split(end, 1)[1]
-    write_bytes(README, f"{head}{start}\n\n{table}\n\n{end}{tail}".encode())
 
 
 def main() -> None:

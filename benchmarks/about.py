@@ -1,0 +1,32 @@
+"""What the report tells of a protocol besides its numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from benchmarks.targets import Target
+
+Kind = Literal["task", "domain", "class", "permuted", "rotated"]
+
+
+@dataclass(frozen=True)
+class ProtocolAbout:
+    """A protocol in words.
+
+    Attributes:
+        title: of its section.
+        description: one line: stream, network, optimiser, epochs.
+        follows: whose protocol it is.
+        departs: where it departs from that, and why; empty if nowhere.
+        kind: how its tasks differ.
+        targets: published figures, each (method, published, tolerance, source).
+    """
+
+    title: str
+    description: str
+    follows: str
+    departs: str
+    kind: Kind
+    targets: Sequence[Target] = ()

@@ -1,0 +1,116 @@
+"""Finished runs, found by protocol, regime, method and seed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from benchmarks.outcomes import REGIMES, Outcome, Regime
+from flatcl.errors import DataError
+from flatcl.scores import scores
+
+
+class Collected:
+    """The lab's runs with their index.
+
+    Args:
+        outcomes: the runs, in any order.
+
+    Raises:
+        DataError: two runs have the same place, or the runs of a place differ in settings, so
+            that their mean would be nobody's.
+    """
+
+    def __init__(self, outcomes: Sequence[Outcome]) -> None:
+        self._runs: dict[tuple[str, Regime, str], dict[int, Outcome]] = {}
+        for run in outcomes:
+            place = (run.protocol, run.regime, run.method)
+            seeds = self._runs.setdefault(place, {})
+            if run.seed in seeds:
+                raise DataError(f"{' / '.join(place)}: two runs of seed {run.seed}; give one")
+            if seeds and run.settings != next(iter(seeds.values())).settings:
+                raise DataError(f"{' / '.join(place)}: runs of unlike settings; give those of one")
+            seeds[run.seed] = run
+
+    @property
+    def protocols(self) -> list[str]:
+        """Names, in the order in which they first appear."""
+        return list(dict.fromkeys(protocol for protocol, _, _ in self._runs))
+
+    def regimes(self, protocol: str) -> list[Regime]:
+        """Return the regimes that a protocol has runs of.
+
+        Args:
+            protocol: its name.
+
+        Returns:
+            "default" before "tuned".
+        """
+        return [regime for regime in REGIMES if self.methods(protocol, regime)]
+
+    def methods(self, protocol: str, regime: Regime) -> list[str]:
+        """Return the methods that have runs, diverged ones too.
+
+        Args:
+            protocol: its name.
+            regime: whose.
+
+        Returns:
+            Names, in the order in which they first appear.
+        """
+        return [m for p, r, m in self._runs if (p, r) == (protocol, regime)]
+
+    def runs(self, protocol: str, regime: Regime, method: str) -> list[Outcome]:
+        """Return a method's runs, diverged ones too.
+
+        Args:
+            protocol: its name.
+            regime: whose.
+            method: its name.
+
+        Returns:
+            By ascending seed; none if there are none.
+        """
+        found = self._runs.get((protocol, regime, method), {})
+        return [found[seed] for seed in sorted(found)]
+
+    def done(self, protocol: str, regime: Regime, method: str) -> dict[int, Outcome]:
+        """Return the runs that came to their end.
+
+        Args:
+            protocol: its name.
+            regime: whose.
+            method: its name.
+
+        Returns:
+            By ascending seed.
+        """
+        return {r.seed: r for r in self.runs(protocol, regime, method) if r.status == "done"}
+
+    def acc(self, protocol: str, regime: Regime, method: str) -> dict[int, float]:
+        """Return the ACC of every run that came to its end.
+
+        Args:
+            protocol: its name.
+            regime: whose.
+            method: its name.
+
+        Returns:
+            Percent, by ascending seed.
+        """
+        done = self.done(protocol, regime, method)
+        return {seed: 100 * scores(run.accuracy).acc for seed, run in done.items()}
+
+    def nearest(self, protocol: str, regime: Regime, method: str) -> Regime | None:
+        """Return the regime to take a reference method of.
+
+        Args:
+            protocol: its name.
+            regime: the one that is wanted.
+            method: the reference.
+
+        Returns:
+            The one wanted if the method has a finished run there, else the other if it has one
+            there; None if in neither.
+        """
+        order = [regime, *(other for other in REGIMES if other != regime)]
+        return next((r for r in order if self.done(protocol, r, method)), None)

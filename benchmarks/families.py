@@ -1,0 +1,100 @@
+"""What kind of method each is: its place in tables, and what it is told or keeps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Literal
+
+Family = Literal[
+    "control", "ewc", "regulariser", "projection", "told", "rehearsal", "ldc", "bound", "other"
+]
+ORDER: tuple[Family, ...] = (
+    "control", "ewc", "regulariser", "projection", "told", "rehearsal", "other", "ldc", "bound",
+)  # fmt: skip
+
+_OF: dict[Family, tuple[str, ...]] = {
+    "control": ("naive", "naive-tuned", "stable-sgd"),
+    "regulariser": (
+        "l2", "si", "mas", "lwf", "rwalk", "kfac", "kfac-laplace", "laplace-kfac", "ncl", "vcl",
+    ),
+    "projection": ("owm", "gpm", "ogd", "dco", "adam-nscl"),
+    "told": ("trgp", "cuber"),
+    "rehearsal": (
+        "replay", "er", "gem", "agem", "a-gem", "der", "derpp", "der++", "gdumb", "icarl",
+    ),
+    "bound": ("joint", "cumulative"),
+}  # fmt: skip
+_FAMILY: dict[str, Family] = {name: family for family, names in _OF.items() for name in names}
+
+WITHOUT_DATA: tuple[Family, ...] = ("regulariser", "projection")
+"""Rivals other than EWC that keep no samples and are not told the task: the "best other"."""
+STOCK = "-stock"
+"""Ends the name of a method as Avalanche ships it, beside the repaired one."""
+_USES: dict[Family, str] = {
+    "told": "is told the task at test time",
+    "rehearsal": "keeps samples of earlier tasks",
+    "bound": "trains on the samples of all tasks at once: a bound, not a rival",
+    "other": "of no known family: never the best of a kind",
+}
+
+
+def family(method: str) -> Family:
+    """Return a method's family.
+
+    Args:
+        method: its name; every variant of EWC starts with "ewc", every one of LDC with "ldc".
+
+    Returns:
+        "other" for a name that is not known.
+    """
+    for prefix in ("ewc", "ldc"):
+        if method == prefix or method.startswith(f"{prefix}-"):
+            return "ewc" if prefix == "ewc" else "ldc"
+    return _FAMILY.get(method.removesuffix(STOCK), "other")
+
+
+def in_order(methods: Iterable[str]) -> list[str]:
+    """Return the methods as tables show them: controls, rivals by family, LDC, bounds.
+
+    Args:
+        methods: their names.
+
+    Returns:
+        Those, within a family as the family lists them, then by name.
+    """
+
+    def place(method: str) -> tuple[int, int, str]:
+        kind, plain = family(method), method.removesuffix(STOCK)
+        listed = _OF.get(kind, ())
+        return ORDER.index(kind), listed.index(plain) if plain in listed else -1, method
+
+    return sorted(methods, key=place)
+
+
+def naive_of(methods: Iterable[str]) -> str | None:
+    """Return the method that costs are relative to.
+
+    Args:
+        methods: of a table.
+
+    Returns:
+        "naive"; where that is not run, "naive-tuned", whose steps are the same; else None.
+    """
+    there = set(methods)
+    return next((name for name in ("naive", "naive-tuned") if name in there), None)
+
+
+def information(method: str) -> str | None:
+    """Return what a method uses that plain regularisers do not.
+
+    Args:
+        method: its name.
+
+    Returns:
+        A clause for a footnote, or None.
+    """
+    if method.endswith(STOCK):
+        return "as Avalanche 0.6.0 ships it, unrepaired"
+    if method == "ogd":
+        return "keeps gradients of stored samples, one vector of the network's size each"
+    return _USES.get(family(method))

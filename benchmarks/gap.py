@@ -1,0 +1,198 @@
+"""How much of the way from the best EWC to joint training LDC goes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+from benchmarks.about import ProtocolAbout
+from benchmarks.collected import Collected
+from benchmarks.families import Family, family
+from benchmarks.outcomes import Regime
+from benchmarks.statistics import REFERENCE, Estimate, Paired, estimate
+from flatcl.scores import mean_ci95
+
+EWC: tuple[Family, ...] = ("ewc",)
+CONTROL: tuple[Family, ...] = ("control",)
+CLASSES = "class"
+"""The kind of protocol that the mean gap leaves out: pure regularisers are Naive's equals there,
+so that the gap is not one between regularisers."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One method of the headline table.
+
+    Attributes:
+        method: its name.
+        regime: whose runs.
+        acc: percent.
+        versus: less LDC at its defaults.
+    """
+
+    method: str
+    regime: Regime
+    acc: Estimate
+    versus: Paired | None = None
+
+
+def best(collected: Collected, protocol: str, families: Collection[Family]) -> Entry | None:
+    """Return the tuned method of some families that has the highest mean ACC.
+
+    It is chosen on the very test images that it is shown on, so chance favours it. A method of
+    which more than half of the runs diverged is not chosen: what is left of it is a selection.
+
+    Args:
+        collected: all runs.
+        protocol: its name.
+        families: to choose from.
+
+    Returns:
+        The method; None if there is none.
+    """
+    found = []
+    for method in collected.methods(protocol, "tuned"):
+        runs = len(collected.runs(protocol, "tuned", method))
+        acc = estimate(list(collected.acc(protocol, "tuned", method).values()))
+        if family(method) in families and acc is not None and 2 * acc.n >= runs:
+            found.append(Entry(method, "tuned", acc))
+    return max(found, key=lambda entry: entry.acc.mean, default=None)
+
+
+def named(collected: Collected, protocol: str, method: str, regime: Regime) -> Entry | None:
+    """Return a method as an entry.
+
+    Args:
+        collected: all runs.
+        protocol: its name.
+        method: its name.
+        regime: whose runs.
+
+    Returns:
+        None if no run came to its end.
+    """
+    acc = estimate(list(collected.acc(protocol, regime, method).values()))
+    return None if acc is None else Entry(method, regime, acc)
+
+
+def joint_of(collected: Collected, protocol: str) -> Entry | None:
+    """Return joint training as an entry, tuned if there is that.
+
+    Args:
+        collected: all runs.
+        protocol: its name.
+
+    Returns:
+        None if no run came to its end.
+    """
+    where = collected.nearest(protocol, "tuned", "joint")
+    return named(collected, protocol, "joint", where) if where else None
+
+
+@dataclass(frozen=True)
+class Gap:
+    """How much of the way from the best tuned EWC to joint training LDC goes at its defaults.
+
+    Attributes:
+        protocol: its name.
+        ewc: the variant of EWC.
+        width: joint less EWC, points, on the seeds that all three finished.
+        share: (LDC - EWC) / (joint - EWC) of the means over those seeds; above 1 if LDC is above
+            joint, below 0 if it is under EWC; None if there is no gap to close.
+    """
+
+    protocol: str
+    ewc: str
+    width: Estimate
+    share: float | None
+
+
+def gap_closed(collected: Collected, protocol: str) -> Gap | None:
+    """Return the share of joint - EWC that LDC closes on a protocol.
+
+    A gap whose 95 % interval reaches 0 (or which is not positive, with a single seed) is none: the
+    share would be a ratio of noise. That does not depend on LDC.
+
+    Args:
+        collected: all runs.
+        protocol: its name.
+
+    Returns:
+        The gap; None without finished runs of tuned EWC, LDC at its defaults and joint on a
+        common seed.
+    """
+    ewc, joint = best(collected, protocol, EWC), joint_of(collected, protocol)
+    if ewc is None or joint is None:
+        return None
+    high = collected.acc(protocol, joint.regime, joint.method)
+    low = collected.acc(protocol, ewc.regime, ewc.method)
+    ldc = collected.acc(protocol, "default", REFERENCE)
+    seeds = sorted(set(high) & set(low) & set(ldc))
+    if not seeds:
+        return None
+    gaps = [high[seed] - low[seed] for seed in seeds]
+    mean, half = mean_ci95(gaps)
+    width = Estimate(mean, half, len(gaps))
+    if mean - (half or 0.0) <= 0:
+        return Gap(protocol, ewc.method, width, None)
+    return Gap(protocol, ewc.method, width, fmean(ldc[s] - low[s] for s in seeds) / mean)
+
+
+def mean_share(gaps: Sequence[Gap]) -> float | None:
+    """Return the geometric mean of the shares.
+
+    A share above 1 enters as 1, so that no protocol makes up for another by more than the whole
+    gap. One of 0 or less enters as 0, which makes the mean 0: where LDC closes nothing, no mean
+    hides it. Protocols without a gap do not enter.
+
+    Args:
+        gaps: one a protocol.
+
+    Returns:
+        0 … 1; None if no gap has a share.
+    """
+    shares = [min(1.0, max(0.0, gap.share)) for gap in gaps if gap.share is not None]
+    if not shares:
+        return None
+    return 0.0 if min(shares) == 0 else math.exp(fmean(map(math.log, shares)))
+
+
+def gaps(collected: Collected, about: Mapping[str, ProtocolAbout]) -> list[Gap]:
+    """Return the gaps of all protocols but the class-incremental ones.
+
+    Args:
+        collected: all runs.
+        about: the protocols by name.
+
+    Returns:
+        Those that there are, in the order of ``about``.
+    """
+    there = set(collected.protocols)
+    names = [name for name, entry in about.items() if name in there and entry.kind != CLASSES]
+    return [gap for name in names if (gap := gap_closed(collected, name)) is not None]
+
+
+def mean_sentence(found: Sequence[Gap]) -> str:
+    """Return what the gaps come to, in words.
+
+    Args:
+        found: one a protocol.
+
+    Returns:
+        A sentence or two, empty without gaps.
+    """
+    mean = mean_share(found)
+    shut = [gap.protocol for gap in found if gap.share is None]
+    text = ""
+    if mean is not None:
+        n = sum(gap.share is not None for gap in found)
+        text = (
+            f"Geometric mean of the gap closed on the {n} protocols that are not "
+            f"class-incremental and have a gap: **{100 * mean:.0f} %** (a share above 100 % enters "
+            "as 100 %, one below 0 as 0)."
+        )
+    if shut:
+        text += f" No gap to close: {', '.join(shut)}."
+    return text.strip()

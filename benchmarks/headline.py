@@ -1,0 +1,143 @@
+"""The lab in one table: LDC as it comes beside the best that tuning makes of others."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from benchmarks.about import ProtocolAbout
+from benchmarks.collected import Collected
+from benchmarks.families import WITHOUT_DATA
+from benchmarks.gap import (
+    CONTROL,
+    EWC,
+    Entry,
+    best,
+    gap_closed,
+    gaps,
+    joint_of,
+    mean_sentence,
+    named,
+)
+from benchmarks.outcomes import Outcome
+from benchmarks.statistics import REFERENCE, Verdict, corrected, paired
+from benchmarks.views import Cell, Column, Row, View, estimate_cell
+from flatcl.tables import markdown_table
+
+_MARKS: dict[Verdict, str] = {
+    "above": " ↑", "below": "", "tie": " =", "untested": " ?",
+}  # fmt: skip
+COLUMNS = (
+    Column("protocol"),
+    Column("best Naive, tuned", falling=True),
+    Column("best EWC, tuned", falling=True),
+    Column("best other without data, tuned", falling=True),
+    Column("LDC, default", falling=True),
+    Column("Joint", falling=True),
+    Column("gap closed", "(LDC − best EWC) / (Joint − best EWC)", falling=True),
+)
+LEGEND = (
+    "ACC in percent on test images, mean ± half-width of the 95 % t-interval over seeds. *Best* is "
+    "the highest of the tuned methods of its kind on these very images, so that chance favours it "
+    "over LDC, of which nothing was tuned. Beside LDC: = no significant difference, ↑ "
+    "significantly above LDC, ? too few seeds to test, no mark significantly below (paired t-test, "
+    "p < 0.05, Holm-corrected over this table). *Gap closed*: (LDC − best EWC) / (Joint − best "
+    "EWC); – where Joint is not significantly above EWC."
+)
+
+
+def headline_table(outcomes: Sequence[Outcome], about: Mapping[str, ProtocolAbout]) -> str:
+    """Return the lab's headline as Markdown: a table, its legend and the mean gap closed.
+
+    Args:
+        outcomes: all runs.
+        about: the protocols by name.
+
+    Returns:
+        Lines without a newline at the end.
+    """
+    collected = Collected(outcomes)
+    view = headline_view(collected, about)
+    own = [column.title for column in view.columns].index("LDC, default")
+    rows = [
+        [f"**{text}**" if place == own else text for place, text in enumerate(row.texts())]
+        for row in view.rows
+    ]
+    text = markdown_table([column.title for column in view.columns], rows)
+    return f"{text}\n\n{LEGEND} {mean_sentence(gaps(collected, about))}".rstrip()
+
+
+def headline_view(collected: Collected, about: Mapping[str, ProtocolAbout]) -> View:
+    """Return the headline table as cells.
+
+    Args:
+        collected: all runs.
+        about: the protocols by name, in the order of the rows.
+
+    Returns:
+        A row a protocol that has runs.
+    """
+    rows = []
+    lines = entries(collected)
+    for protocol in (name for name in about if name in lines):
+        naive, ewc, other, ldc, joint = lines[protocol]
+        gap = gap_closed(collected, protocol)
+        share = None if gap is None else gap.share
+        cells = [
+            Cell(about[protocol].title, about[protocol].title),
+            _shown(naive, name=True),
+            _shown(ewc, name=True),
+            _shown(other, name=True),
+            _shown(ldc),
+            _shown(joint),
+            Cell("–" if share is None else f"{100 * share:.0f} %", share),
+        ]
+        rows.append(Row(protocol, cells))
+    return View(COLUMNS, rows, key="protocol")
+
+
+def entries(collected: Collected) -> dict[str, list[Entry | None]]:
+    """Return the headline's methods, each compared with LDC, p corrected over the whole table.
+
+    Args:
+        collected: all runs.
+
+    Returns:
+        By protocol: best Naive, best EWC, best other, LDC, Joint; None without a finished run.
+    """
+    found: dict[str, list[Entry | None]] = {}
+    for name in collected.protocols:
+        found[name] = [
+            best(collected, name, CONTROL),
+            best(collected, name, EWC),
+            best(collected, name, WITHOUT_DATA),
+            named(collected, name, REFERENCE, "default"),
+            joint_of(collected, name),
+        ]
+    tests = [
+        None
+        if entry is None or entry.method == REFERENCE
+        else paired(
+            collected.acc(name, entry.regime, entry.method),
+            collected.acc(name, "default", REFERENCE),
+        )
+        for name, line in found.items()
+        for entry in line
+    ]
+    results = iter(corrected(tests))
+    return {
+        name: [
+            None if e is None else replace(e, versus=versus)
+            for e, versus in zip(line, results, strict=False)
+        ]
+        for name, line in found.items()
+    }
+
+
+def _shown(entry: Entry | None, *, name: bool = False) -> Cell:
+    if entry is None:
+        return Cell("–", None)
+    text = estimate_cell(entry.acc).text + (f" ({entry.method})" if name else "")
+    if entry.versus is not None:
+        text += _MARKS[entry.versus.verdict]
+    return Cell(text, entry.acc.mean)

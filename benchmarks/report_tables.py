@@ -1,0 +1,233 @@
+"""The report's tables of results, of searches and of published figures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from benchmarks.collected import Collected
+from benchmarks.families import in_order, information, naive_of
+from benchmarks.outcomes import Regime, Search
+from benchmarks.statistics import WILCOXON_PAIRS, Estimate, Line, Paired, table
+from benchmarks.targets import Judged
+from benchmarks.views import (
+    Cell,
+    Column,
+    Row,
+    View,
+    bytes_text,
+    estimate_cell,
+    p_text,
+    settings_text,
+)
+
+RESULT_COLUMNS = (
+    Column("method"),
+    Column("ACC %", "mean over tasks of the final test accuracy", falling=True),
+    Column("less LDC", "points of ACC, paired by seed", falling=True),
+    Column("beside LDC", "paired t-test, p Holm-corrected over this table; tie from 0.05 on"),
+    Column("learning %", "accuracy on each task just after it", falling=True),
+    Column("BWT", "backward transfer: final accuracy less that just after the task", falling=True),
+    Column("forgetting", "from the best accuracy that a task ever had (Chaudhry's form)"),
+    Column("intransigence", "joint training's final accuracy less that just after the task"),
+    Column("seconds", "a run: training and the ends of tasks"),
+    Column("× Naive", "seconds relative to Naive's"),
+    Column("held, first", "bytes kept after the first task"),
+    Column("held, last", "bytes kept after the last task"),
+    Column("seeds", "runs that came to their end", falling=True),
+    Column("settings", "learning rate, and the method's own number", wordy=True),
+)
+TUNING_COLUMNS = (
+    Column("method"),
+    Column("tried", "every value of each axis", wordy=True),
+    Column("cells", "runs of the search", falling=True),
+    Column("diverged", "cells that did"),
+    Column("chosen", wordy=True),
+    Column("validation ACC %", "of the chosen cell", falling=True),
+    Column("on an edge", "axes on whose edge the best lies"),
+    Column("hours", "of the whole search"),
+)
+TARGET_COLUMNS = (
+    Column("method"),
+    Column("published %", falling=True),
+    Column("ours %", falling=True),
+    Column("regime", "of ours: default where nothing of the method was tuned there, else tuned"),
+    Column("difference", falling=True),
+    Column("tolerance", "points in either direction; – where the two are not to be compared"),
+    Column("verdict", "two-sided"),
+    Column("source", wordy=True),
+)
+
+
+def result_view(
+    collected: Collected,
+    protocol: str,
+    regime: Regime,
+    searches: Mapping[str, Search],
+    judged: Sequence[Judged] = (),
+) -> View:
+    """Return the table of a protocol and regime.
+
+    Args:
+        collected: all runs.
+        protocol: its name.
+        regime: whose.
+        searches: the protocol's, by method; they concern the tuned regime alone.
+        judged: published figures; those of this regime's concern the table.
+
+    Returns:
+        A row a method.
+    """
+    lines = table(collected, protocol, regime)
+    base = naive_of(line.method for line in lines)
+    naive = next((line.seconds for line in lines if line.method == base), None)
+    held = [one for one in judged if one.regime == regime]
+    notes: list[str] = []
+    rows = []
+    for line in lines:
+        search = searches.get(line.method) if regime == "tuned" else None
+        own = [*_notes(line, regime, search), *_misses(line.method, held)]
+        notes += [note for note in own if note not in notes]
+        rows.append(
+            Row(line.method, _cells(line, naive), sorted(notes.index(note) + 1 for note in own))
+        )
+    return View(RESULT_COLUMNS, rows, notes, remarks=_remarks(lines))
+
+
+def _cells(line: Line, naive: Estimate | None) -> list[Cell]:
+    versus, held = line.versus, line.bytes_held or (None, None)
+    relative = None
+    if naive is not None and line.seconds is not None and naive.mean > 0:
+        relative = line.seconds.mean / naive.mean
+    return [
+        Cell(line.method, line.method),
+        estimate_cell(line.acc),
+        estimate_cell(versus.difference if versus else None, signed=True),
+        _verdict(versus),
+        estimate_cell(line.learning),
+        estimate_cell(line.bwt, signed=True),
+        estimate_cell(line.forgetting),
+        estimate_cell(line.intransigence, signed=True),
+        estimate_cell(line.seconds, digits=0 if line.seconds and line.seconds.mean >= 100 else 1),
+        Cell("–" if relative is None else f"{relative:.2f}", relative),
+        *(Cell("–" if size is None else bytes_text(size), size) for size in held),
+        Cell(str(line.n_seeds), line.n_seeds),
+        Cell(settings_text(line.settings), settings_text(line.settings)),
+    ]
+
+
+def _notes(line: Line, regime: Regime, search: Search | None) -> Iterable[str]:
+    told = information(line.method)
+    if told is not None:
+        yield f"{told[0].upper()}{told[1:]}."
+    if line.n_diverged:
+        runs = line.n_seeds + line.n_diverged
+        yield f"{line.n_diverged} of {runs} runs diverged: counted, not in the means."
+    if search is not None and search.on_edge:
+        yield (
+            f"The best lies on the edge of the grid ({', '.join(search.on_edge)}), which was "
+            "extended as far as allowed: more might be reached beyond."
+        )
+    if search is not None and dict(search.chosen) != dict(line.settings):
+        yield f"Run at other settings than the search chose ({settings_text(search.chosen)})."
+    versus = line.versus
+    if versus is not None and line.reference != regime:
+        yield f"Less LDC of the {line.reference} regime: it has no run in this one."
+    if versus is not None and versus.difference.n < line.n_seeds:
+        yield f"Paired with LDC on {versus.difference.n} seeds only."
+    if versus is not None and versus.doubtful and versus.p_wilcoxon is not None:
+        yield f"Wilcoxon's test does not bear the difference out (p {p_text(versus.p_wilcoxon)})."
+
+
+def _remarks(lines: Sequence[Line]) -> list[str]:
+    pairs = max((line.versus.difference.n for line in lines if line.versus), default=0)
+    if not 1 <= pairs < WILCOXON_PAIRS:
+        return []
+    return [f"{pairs} pairs at most: Wilcoxon's test, from 6 on, cannot check the t-test."]
+
+
+def _misses(method: str, judged: Sequence[Judged]) -> Iterable[str]:
+    for found in judged:
+        if (
+            found.target.method == method
+            and found.verdict == "missed"
+            and found.reached is not None
+        ):
+            gap = found.reached - found.target.published
+            yield (
+                f"Not the published {found.target.published:g} ({gap:+.1f}, tolerance "
+                f"{found.target.tolerance:g})."
+            ).replace("-", "−")
+
+
+def tuning_view(searches: Sequence[Search]) -> View:
+    """Return the table of what was tried.
+
+    Args:
+        searches: of one protocol.
+
+    Returns:
+        A row a method.
+    """
+    by_method = {search.method: search for search in searches}
+    rows = []
+    for method in in_order(by_method):
+        search = by_method[method]
+        best = max((c.acc_val for c in search.tried if c.settings == search.chosen), default=None)
+        hours = sum(cell.seconds for cell in search.tried) / 3600
+        lost = sum(cell.acc_val == 0 for cell in search.tried)
+        cells = [
+            Cell(method, method),
+            Cell(tried := _tried(search), tried),
+            Cell(str(len(search.tried)), len(search.tried)),
+            Cell(str(lost), lost),
+            Cell(chosen := settings_text(search.chosen), chosen),
+            Cell("–" if best is None else f"{100 * best:.1f}", best),
+            Cell(edge := ", ".join(search.on_edge), edge or None),
+            Cell(f"{hours:.2f}", hours),
+        ]
+        rows.append(Row(method, cells))
+    return View(TUNING_COLUMNS, rows)
+
+
+def _tried(search: Search) -> str:
+    values: dict[str, set[float]] = {}
+    for cell in search.tried:
+        for name, value in cell.settings.items():
+            values.setdefault(name, set()).add(value)
+    return "; ".join(f"{n}: {' '.join(f'{v:g}' for v in sorted(v))}" for n, v in values.items())
+
+
+def target_view(judged: Sequence[Judged]) -> View:
+    """Return the table of published figures.
+
+    Args:
+        judged: of one protocol.
+
+    Returns:
+        A row a figure, misses among them.
+    """
+    rows = []
+    for found in judged:
+        target, ours = found.target, found.reached
+        gap = None if ours is None else ours - target.published
+        tolerance = target.tolerance
+        cells = [
+            Cell(target.method, target.method),
+            Cell(f"{target.published:g}", target.published),
+            Cell("–" if ours is None else f"{ours:.2f}", ours),
+            Cell(found.regime or "–", found.regime),
+            Cell("–" if gap is None else f"{gap:+.2f}".replace("-", "−"), gap),
+            Cell("–" if tolerance is None else f"± {tolerance:g}", tolerance),
+            Cell(found.verdict, found.verdict),
+            Cell(target.source, target.source),
+        ]
+        rows.append(Row(target.method, cells))
+    return View(TARGET_COLUMNS, rows)
+
+
+def _verdict(versus: Paired | None) -> Cell:
+    if versus is None:
+        return Cell("–", None)
+    if versus.p_holm is None:
+        return Cell("untested", None)
+    return Cell(f"{versus.verdict}, p {p_text(versus.p_holm)}", versus.p_holm)

@@ -1,0 +1,286 @@
+"""The lab's statistics against numbers worked out by hand."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+from lab_runs import PROTOCOLS, run, runs
+
+from benchmarks.collected import Collected
+from benchmarks.families import family, in_order, information
+from benchmarks.gap import Gap, best, gap_closed, gaps, mean_share
+from benchmarks.headline import entries, headline_table
+from benchmarks.outcomes import Outcome, Regime
+from benchmarks.statistics import (
+    Estimate,
+    corrected,
+    estimate,
+    holm,
+    intransigence,
+    paired,
+    table,
+)
+from benchmarks.summary import summarize
+from flatcl.errors import DataError
+
+
+def by_method(outcomes, regime="tuned"):
+    return {line.method: line for line in table(Collected(outcomes), "p", regime)}
+
+
+def test_t_interval_by_hand():
+    # mean 4, s² = (4 + 0 + 4) / 2 = 4, t(2, .975) = 4.30265: half = 4.30265·2/√3
+    found = estimate([2.0, None, 4.0, 6.0])
+    assert found is not None
+    assert (found.mean, found.n) == (4.0, 3)
+    assert found.half == pytest.approx(4.968275, abs=1e-5)
+    assert estimate([3.0]) == Estimate(3.0, None, 1)
+    assert estimate([None]) is None
+
+
+def test_holm_by_hand():
+    # 4·.01, 3·.02, 2·.04, 1·.2 in ascending order; .08 stays above .06, and none exceeds 1
+    assert holm([0.04, 0.01, 0.2, 0.02]) == pytest.approx([0.08, 0.04, 0.2, 0.06])
+    assert holm([0.03, 0.02, 0.025]) == pytest.approx([0.06, 0.06, 0.06])  # never falls again
+    assert holm([0.9, 0.8]) == [1.0, 1.0]
+    assert holm([]) == []
+
+
+def test_paired_t_by_hand_and_only_on_seeds_that_both_have():
+    found = paired({0: 1.0, 1: 2.0, 3: 6.0, 9: 100.0}, {0: 0.0, 1: 0.0, 3: 3.0, 5: -100.0})
+    assert found is not None
+    # differences 1, 2, 3: mean 2, s/√3 = 1/√3, t = 2√3; with two degrees of freedom
+    # P(|T| > t) = 1 - t/√(2 + t²)
+    t = 2 * math.sqrt(3)
+    assert found.difference.mean == pytest.approx(2.0)
+    assert found.difference.n == 3
+    assert found.p == pytest.approx(1 - t / math.sqrt(2 + t * t))
+    assert found.p_wilcoxon == pytest.approx(0.25)  # 2/2³: all three of one sign
+    assert paired({0: 1.0}, {1: 1.0}) is None
+
+
+def test_pairs_that_cannot_be_tested():
+    one = paired({0: 1.0}, {0: 0.0})
+    assert one is not None
+    assert (one.p, one.difference.half, one.verdict) == (None, None, "untested")
+    same = paired(dict.fromkeys(range(4), 5.0), dict.fromkeys(range(4), 5.0))
+    assert same is not None
+    assert same.p == 1.0
+    shifted = paired(dict.fromkeys(range(4), 6.0), dict.fromkeys(range(4), 5.0))
+    assert shifted is not None
+    assert shifted.p == pytest.approx(2 / 2**4)  # no spread for a t test: the signs alone
+
+
+def test_the_family_is_the_table_and_untested_pairs_are_not_of_it():
+    tests = [paired({0: a, 1: b}, {0: 0.0, 1: 0.0}) for a, b in ((1.0, 2.0), (5.0, 5.1))]
+    single = paired({0: 1.0}, {0: 0.0})
+    found = corrected([tests[0], None, single, tests[1]])
+    assert found[1] is None
+    assert found[2] is not None
+    assert found[2].p_holm is None
+    ps = [t.p for t in tests if t is not None and t.p is not None]
+    assert [f.p_holm for f in found if f is not None and f.p_holm] == pytest.approx(
+        [max(ps[0], 2 * ps[1]), 2 * ps[1]]
+    )
+
+
+def test_a_correction_can_make_a_tie():
+    near = paired({0: -1.0, 1: -1.1, 2: -1.2}, dict.fromkeys(range(3), 0.0))  # t = 19.05
+    assert near is not None
+    assert near.p == pytest.approx(0.00274, abs=1e-5)
+    for crowd, verdict in ((1, "below"), (18, "below"), (19, "tie")):
+        assert {c.verdict for c in corrected([near] * crowd) if c is not None} == {verdict}
+
+
+def test_scores_of_one_run_by_hand():
+    matrix: list[list[float] | None] = [[0.9, 0.1, 0.1], [0.95, 0.8, 0.2], [0.5, 0.7, 0.9]]
+    made = replace(run("ewc", 0, 0.5), accuracy=matrix)
+    joint = replace(run("joint", 0, 0.9), accuracy=[None, None, [1.0, 0.9, 0.95]])
+    found = by_method([made, joint])
+    ewc = found["ewc"]
+    assert ewc.acc is not None
+    assert ewc.acc.mean == pytest.approx(70.0)
+    assert ewc.bwt is not None
+    assert ewc.bwt.mean == pytest.approx((-40 - 10) / 2)
+    assert ewc.forgetting is not None
+    assert ewc.forgetting.mean == pytest.approx((45 + 10) / 2)  # from .95, not from .9
+    assert ewc.learning is not None
+    assert ewc.learning.mean == pytest.approx(260 / 3)
+    assert ewc.intransigence is not None
+    assert ewc.intransigence.mean == pytest.approx((10 + 10 + 5) / 3)
+    assert ewc.seconds is not None
+    assert ewc.seconds.mean == pytest.approx(10.0)
+    assert ewc.bytes_held == (1000, 3000)
+    assert found["joint"].bwt is None
+    assert found["joint"].intransigence is None
+
+
+def test_intransigence_takes_joint_of_the_same_seed_and_refuses_other_tasks():
+    outcomes = [*runs("ewc", [0.8, 0.8]), run("joint", 1, 0.99)]
+    ewc = by_method(outcomes)["ewc"]
+    assert ewc.intransigence == Estimate(pytest.approx(2.0), None, 1)
+    with pytest.raises(DataError, match="differ in their tasks"):
+        intransigence(run("ewc", 0, 0.8), run("joint", 0, 0.9, tasks=4))
+
+
+def test_diverged_runs_are_counted_and_not_averaged():
+    outcomes = [*runs("ldc", [0.9, 0.91, 0.92]), *runs("ewc", [0.8, 0.81])]
+    outcomes.append(run("ewc", 2, 0.1, status="diverged"))
+    outcomes += [run("si", s, 0.1, status="diverged") for s in range(3)]
+    found = by_method(outcomes)
+    ewc, si = found["ewc"], found["si"]
+    assert (ewc.n_seeds, ewc.n_diverged) == (2, 1)
+    assert ewc.acc is not None
+    assert ewc.acc.mean == pytest.approx(80.5)
+    assert ewc.versus is not None
+    assert ewc.versus.difference.n == 2
+    assert ewc.versus.difference.mean == pytest.approx(-10.0)
+    assert (si.n_seeds, si.n_diverged, si.acc, si.versus) == (0, 3, None, None)
+
+
+def test_the_reference_is_ldc_of_the_table_else_of_the_other_regime():
+    outcomes = [*runs("ldc", [0.9, 0.92], regime="default"), *runs("ewc", [0.8, 0.81])]
+    ewc = by_method(outcomes)["ewc"]
+    assert ewc.reference == "default"
+    assert by_method(outcomes, "default")["ldc"].versus is None
+    both = by_method([*outcomes, *runs("ldc", [0.95, 0.96])])
+    assert both["ewc"].reference == "tuned"
+    assert both["ewc"].versus is not None
+    assert both["ewc"].versus.difference.mean == pytest.approx(-15.0)
+    assert both["ldc"].versus is None
+
+
+def test_wilcoxon_that_does_not_bear_out_a_difference_is_told():
+    ldc = dict.fromkeys(range(8), 0.0)
+    clear = corrected([paired({s: 1.0 + 0.1 * s for s in range(8)}, ldc)])[0]
+    assert clear is not None
+    assert not clear.doubtful
+    assert clear.p_wilcoxon == pytest.approx(2 / 2**8)
+    doubtful = replace(clear, p_wilcoxon=0.2)
+    assert doubtful.doubtful
+    assert not replace(doubtful, difference=Estimate(1.0, 0.1, 5)).doubtful  # 5 pairs never could
+
+
+def test_runs_of_one_place_must_be_one_a_seed_and_of_one_setting():
+    with pytest.raises(DataError, match="two runs of seed 0"):
+        Collected([run("ewc", 0, 0.8), run("ewc", 0, 0.9)])
+    with pytest.raises(DataError, match="unlike settings"):
+        Collected([run("ewc", 0, 0.8), run("ewc", 1, 0.9, settings={"lr": 0.1})])
+
+
+def triple(ewc, ldc, joint, seeds=(0, 1, 2), protocol="p") -> list[Outcome]:
+    """Runs whose ACC is given up to a shift that all methods of a seed share."""
+    shifts = [0.001 * s for s in seeds]
+    level: list[Outcome] = []
+    for name, acc in (("ewc", ewc), ("ldc", ldc), ("joint", joint)):
+        regime: Regime = "default" if name == "ldc" else "tuned"
+        for seed, shift in zip(seeds, shifts, strict=True):
+            wide = shift * {"joint": 1.1, "ewc": 0.9, "ldc": 1.0}[name]
+            level.append(run(name, seed, acc + wide, protocol=protocol, regime=regime))
+    return level
+
+
+@pytest.mark.parametrize(
+    ("ewc", "ldc", "joint", "share"),
+    [
+        (0.80, 0.89, 0.90, 0.9),
+        (0.80, 0.92, 0.90, 1.2),  # above joint: told as it is
+        (0.80, 0.78, 0.90, -0.2),  # under EWC: told as it is
+    ],
+)
+def test_gap_closed_by_hand(ewc, ldc, joint, share):
+    gap = gap_closed(Collected(triple(ewc, ldc, joint)), "p")
+    assert gap is not None
+    assert gap.ewc == "ewc"
+    assert gap.width.mean == pytest.approx(100 * (joint - ewc), abs=0.03)
+    assert gap.share == pytest.approx(share, abs=0.01)
+
+
+def test_there_is_no_gap_where_joint_is_not_above_ewc():
+    gap = gap_closed(Collected(triple(0.9, 0.95, 0.89)), "p")
+    assert gap is not None
+    assert gap.share is None
+    noisy = [*runs("ewc", [0.5, 0.9]), *runs("joint", [0.9, 0.6]), *runs("ldc", [0.9, 0.9])]
+    noisy += runs("ldc", [0.9, 0.9], regime="default")
+    gap = gap_closed(Collected(noisy), "p")  # gaps of 40 and -30 points: mean 5, interval ± 445
+    assert gap is not None
+    assert gap.share is None
+    assert gap_closed(Collected(runs("ewc", [0.5])), "p") is None
+
+
+def test_the_mean_of_shares_is_geometric_capped_and_hides_no_zero():
+    def of(*shares: float | None) -> list[Gap]:
+        return [Gap("p", "ewc", Estimate(10.0, 1.0, 3), share) for share in shares]
+
+    assert mean_share(of(0.4, 0.9)) == pytest.approx(0.6)
+    assert mean_share(of(0.25, 4.0)) == pytest.approx(0.5)  # 4 enters as 1
+    assert mean_share(of(0.9, -0.1)) == 0.0
+    assert mean_share(of(0.5, None)) == pytest.approx(0.5)
+    assert mean_share(of(None)) is None
+
+
+def test_class_incremental_protocols_do_not_enter_the_mean_gap():
+    names = ["split-mnist-class", "split-mnist-domain"]
+    found = gaps(
+        Collected([r for n in names for r in triple(0.8, 0.85, 0.9, protocol=n)]), PROTOCOLS
+    )
+    assert [gap.protocol for gap in found] == ["split-mnist-domain"]
+
+
+def test_the_best_ewc_is_a_tuned_variant_that_mostly_finished():
+    outcomes = [*runs("ewc", [0.8, 0.82, 0.84]), *runs("ewc-online", [0.85, 0.85, 0.88])]
+    outcomes += [run("ewc-exact", 0, 0.99)]
+    outcomes += [run("ewc-exact", s, 0.1, status="diverged") for s in (1, 2)]
+    outcomes += runs("ewc-sampled", [0.95, 0.95, 0.95], regime="default")
+    found = best(Collected(outcomes), "p", ("ewc",))
+    assert found is not None
+    assert found.method == "ewc-online"
+    assert found.acc.mean == pytest.approx(86.0)
+    assert best(Collected(outcomes), "p", ("projection",)) is None
+
+
+def test_headline_marks_ties_and_rivals_above():
+    outcomes = triple(0.80, 0.85, 0.90, protocol="split-mnist-domain")
+    name = {"protocol": "split-mnist-domain"}
+    outcomes += runs("mas", [0.85, 0.8515, 0.8515], **name)  # differs from LDC by noise
+    outcomes += runs("naive", [0.5, 0.51, 0.53], **name)
+    outcomes += runs("replay", [0.99] * 3, **name)  # keeps data: no column of its own
+    marked = entries(Collected(outcomes))["split-mnist-domain"]
+    verdicts = [e.versus.verdict if e and e.versus else None for e in marked]
+    assert verdicts == ["below", "below", "tie", None, "above"]
+    text = headline_table(outcomes, PROTOCOLS)
+    row = next(line for line in text.splitlines() if "domain-incremental" in line)
+    assert "(mas) =" in row
+    assert "**85.1 ± 0.2**" in row
+    assert "90.1 ± 0.3 ↑" in row
+    assert "50 %" in row
+    assert "replay" not in text
+
+
+def test_families_put_names_in_order_and_strange_names_never_become_the_best():
+    shuffled = ["joint", "ldc", "replay", "x", "si", "ewc-online", "trgp", "gpm", "ewc", "naive"]
+    assert in_order(shuffled) == [
+        "naive", "ewc", "ewc-online", "si", "gpm", "trgp", "replay", "x", "ldc", "joint",
+    ]  # fmt: skip
+    assert family("ewc-kfac") == "ewc"
+    assert family("ewcx") == "other"
+    assert "told the task" in str(information("trgp"))
+    assert information("si") is None
+
+
+def test_summary_has_percent_with_intervals_and_what_was_chosen():
+    outcomes = [*runs("ldc", [0.9, 0.92, 0.94]), *runs("ewc", [0.8, 0.81, 0.84])]
+    outcomes += [run("ewc", 3, 0.1, status="diverged")]
+    ewc = summarize(outcomes)["p"]["tuned"]["ewc"]
+    assert ewc["acc_mean"] == pytest.approx(81.6667, abs=1e-4)
+    assert ewc["acc_ci95"] == pytest.approx(4.30265 * math.sqrt(13 / 3) / math.sqrt(3), abs=1e-3)
+    assert (ewc["n_seeds"], ewc["n_diverged"]) == (3, 1)
+    assert ewc["chosen"] == {"lr": 0.05}
+    assert ewc["bytes_held"] == 3000
+    assert ewc["intransigence_mean"] is None
+    less = ewc["less_ldc"]
+    assert isinstance(less, dict)
+    assert less["mean"] == pytest.approx(-10.3333, abs=1e-4)
+    assert less["verdict"] == "below"
