@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from typing import Literal
 
 Family = Literal[
-    "control", "ewc", "regulariser", "projection", "told", "rehearsal", "ldc", "bound", "other"
-]
+    "control", "ewc", "regulariser", "projection", "told", "given", "rehearsal", "ldc", "bound",
+    "other",
+]  # fmt: skip
 ORDER: tuple[Family, ...] = (
-    "control", "ewc", "regulariser", "projection", "told", "rehearsal", "other", "ldc", "bound",
+    "control", "ewc", "regulariser", "projection", "told", "given", "rehearsal", "other", "ldc",
+    "bound",
 )  # fmt: skip
 
 _OF: dict[Family, tuple[str, ...]] = {
@@ -30,8 +33,12 @@ WITHOUT_DATA: tuple[Family, ...] = ("regulariser", "projection")
 """Rivals other than EWC that keep no samples and are not told the task: the "best other"."""
 STOCK = "-stock"
 """Ends the name of a method as Avalanche ships it, beside the repaired one."""
+GIVEN = "+r"
+"""Ends the name of a method that is given the pseudo-rehearsal that LDC has by default."""
+_SIZE = re.compile(r"-\d+$")  # of a buffer, in images
 _USES: dict[Family, str] = {
     "told": "is told the task at test time",
+    "given": "is given the pseudo-rehearsal that LDC has by default",
     "rehearsal": "keeps samples of earlier tasks",
     "bound": "trains on the samples of all tasks at once: a bound, not a rival",
     "other": "of no known family: never the best of a kind",
@@ -47,6 +54,9 @@ def family(method: str) -> Family:
     Returns:
         "other" for a name that is not known.
     """
+    if method.endswith(GIVEN):
+        return "given"
+    method = _SIZE.sub("", method)
     for prefix in ("ewc", "ldc"):
         if method == prefix or method.startswith(f"{prefix}-"):
             return "ewc" if prefix == "ewc" else "ldc"
@@ -63,10 +73,11 @@ def in_order(methods: Iterable[str]) -> list[str]:
         Those, within a family as the family lists them, then by name.
     """
 
-    def place(method: str) -> tuple[int, int, str]:
+    def place(method: str) -> tuple[int, int, int, str]:
         kind, plain = family(method), method.removesuffix(STOCK)
-        listed = _OF.get(kind, ())
-        return ORDER.index(kind), listed.index(plain) if plain in listed else -1, method
+        listed, size = _OF.get(kind, ()), _SIZE.search(method)
+        at = listed.index(plain) if plain in listed else -1
+        return ORDER.index(kind), at, int(size[0][1:]) if size else 0, method
 
     return sorted(methods, key=place)
 
@@ -95,6 +106,8 @@ def information(method: str) -> str | None:
     """
     if method.endswith(STOCK):
         return "as Avalanche 0.6.0 ships it, unrepaired"
+    if method.startswith("ldc-er"):
+        return _USES["rehearsal"]
     if method == "ogd":
         return "keeps gradients of stored samples, one vector of the network's size each"
     return _USES.get(family(method))

@@ -13,15 +13,19 @@ import random
 import sys
 import time
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 from joblib import Parallel, delayed
 from tqdm import tqdm
 
+from benchmarks.about import ProtocolAbout
 from benchmarks.cluster import BACKENDS, Cluster
 from benchmarks.lab import RESULTS, Job, Lab, methods_of, report_jobs
 from benchmarks.lab_methods import lab_methods
 from benchmarks.outcomes import REGIMES, Regime
 from benchmarks.protocol_files import Protocol, protocols
+from benchmarks.report import write_report
+from benchmarks.targets import load_targets
 from flatcl.cells import run_cell
 from flatcl.errors import FlatclError
 from flatcl.options import names
@@ -182,7 +186,27 @@ def main() -> None:
             seeds=chosen.seeds,
             until=time.monotonic() + 3600 * chosen.hours,
         )
+    render(lab)
     sys.exit(1 if failed else 0)
+
+
+def render(lab: Lab) -> None:
+    """Write the report of all finished runs: README.md, REPORT.html and summary.json beside this.
+
+    Args:
+        lab: of the finished runs.
+    """
+    known, targets = protocols(), load_targets()
+    about = {
+        name: ProtocolAbout(
+            p.title, p.options.headline(), p.follows, p.departs, p.kind, targets.get(name, ())
+        )
+        for name, p in known.items()
+    }
+    outcomes = [one for p in known.values() for one in lab.outcomes(p)]
+    searches = [one for p in known.values() for one in lab.searches(p)]
+    if outcomes:
+        write_report(outcomes, searches, about, folder=Path(__file__).parent)
 
 
 if __name__ == "__main__":
