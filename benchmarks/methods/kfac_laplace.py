@@ -132,6 +132,6 @@ def _drawn_loss(logits: Tensor) -> Tensor:
 RIVAL = Rival(
     "kfac-laplace",
     "strength",
-    (0.3, 1.0, 3.0, 10.0, 30.0),
+    (0.1, 1.0, 10.0, 100.0, 1000.0),
     lambda x, _: [KroneckerLaplace(x)],
 )
