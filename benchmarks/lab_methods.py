@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+import re
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
+from types import ModuleType
 
 from benchmarks import methods as _folder
 from benchmarks.iso_memory import at_ldc_bytes
@@ -157,13 +160,23 @@ def _of(rival: Rival) -> Method:
     return Method(rival.name, rival.name, rival.hyperparameter, rival.grid, default, stores)
 
 
+def _files_of(module: ModuleType) -> tuple[Path, ...]:
+    """Return a method's file and those of the folder that it imports, in turn."""
+    found, wanted = {}, [module.__name__]
+    while wanted:
+        name = wanted.pop()
+        found[name] = path = Path(str(sys.modules[name].__file__))
+        imported = re.findall(rf"from ({_folder.__name__}\.\w+) import", path.read_text("utf-8"))
+        wanted += [other for other in imported if other not in found]
+    return tuple(found[name] for name in sorted(found))
+
+
 def _rivals() -> list[Rival]:
     found: list[Rival] = []
-    shared = tuple(sorted(Path(_folder.__path__[0]).glob("_*.py")))
     for module in pkgutil.iter_modules(_folder.__path__):
         if module.name.startswith("_"):
             continue  # shared by methods, no method itself
         loaded = importlib.import_module(f"{_folder.__name__}.{module.name}")
         for rival in getattr(loaded, "RIVALS", None) or (loaded.RIVAL,):
-            found.append(replace(rival, code=(Path(str(loaded.__file__)), *shared)))
+            found.append(replace(rival, code=_files_of(loaded)))
     return found

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from benchmarks.layer_rows import (
+from benchmarks.methods._layers import (
     Layer,
     check_finite,
     input_rows,
@@ -13,7 +13,7 @@ from benchmarks.layer_rows import (
     task_batches,
     watched,
 )
-from benchmarks.projected_steps import ProjectedSteps
+from benchmarks.methods._projected_steps import ProjectedSteps
 from flatcl.core.gradients import evaluation_mode
 from flatcl.errors import OptionError
 from flatcl.host import ensure_avalanche

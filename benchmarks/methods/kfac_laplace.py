@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from benchmarks.layer_rows import layers_of, sample_rows, task_batches, to_matrix, trainable
+from benchmarks.methods._layers import layers_of, sample_rows, task_batches, to_matrix, trainable
 from flatcl.host import ensure_avalanche
 from flatcl.rivals import Rival
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from benchmarks.methods._layers import assign_, inputs_of, layers_of, matrix_of
+from benchmarks.methods._layers import assign_, input_rows, layers_of, matrix_of
 from flatcl.core.gradients import evaluation_mode
 from flatcl.errors import OptionError
 from flatcl.host import ensure_avalanche
@@ -183,7 +183,7 @@ def _watched(layers: dict[str, nn.Linear | nn.Conv2d], sums: dict[str, _Sums]) -
         sums[name].rows += len(rows)
 
     def forward(name: str, layer: Any, args: tuple[Any, ...], out: Tensor) -> None:
-        rows = inputs_of(layer, args[0].detach()).flatten(0, 1).double()
+        rows = input_rows(layer, args[0].detach()).flatten(0, 1).double()
         if name not in sums:
             left = rows.new_zeros(len(layer.weight), len(layer.weight))
             sums[name] = _Sums(left, rows.new_zeros(rows.shape[1], rows.shape[1]))

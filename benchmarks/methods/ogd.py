@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from benchmarks.layer_rows import layers_of, sample_rows, task_batches
-from benchmarks.projected_steps import ProjectedSteps
+from benchmarks.methods._layers import layers_of, sample_rows, task_batches
+from benchmarks.methods._projected_steps import ProjectedSteps
 from flatcl.errors import OptionError
 from flatcl.host import ensure_avalanche
 from flatcl.rivals import Rival

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from benchmarks.methods._layers import assign_, inputs_of, layers_of, matrix_of
+from benchmarks.methods._layers import assign_, input_rows, layers_of, matrix_of
 from flatcl.core.gradients import evaluation_mode
 from flatcl.errors import OptionError
 from flatcl.host import ensure_avalanche
@@ -128,7 +128,7 @@ def _watched(
 ) -> Iterator[None]:
     def add(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
         def hook(layer: Any, args: tuple[Any, ...]) -> None:
-            rows = inputs_of(layer, args[0].mean(0, keepdim=True))[0].double()
+            rows = input_rows(layer, args[0].mean(0, keepdim=True))[0].double()
             if name not in squares:
                 squares[name] = rows.new_zeros(rows.shape[1], rows.shape[1])
             squares[name].addmm_(rows.T, rows)

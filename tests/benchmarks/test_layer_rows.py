@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from benchmarks.layer_rows import (
+from benchmarks.methods._layers import (
     Layer,
     from_matrix,
     input_rows,

@@ -12,7 +12,7 @@ from blobs import trained as naive_weights
 from digit_streams import digits, network_for, run
 from torch import Tensor, nn
 
-from benchmarks.layer_rows import input_rows, layers_of, to_matrix
+from benchmarks.methods._layers import input_rows, layers_of, to_matrix
 from benchmarks.methods.gpm import RIVAL, GradientProjection, extended
 from flatcl.errors import OptionError
 from flatcl.footprint import bytes_held

@@ -12,8 +12,8 @@ from blobs import trained as naive_weights
 from digit_streams import digits, network_for, run
 from torch import Tensor, nn
 
-from benchmarks.layer_rows import layers_of, sample_rows, to_matrix, trainable
 from benchmarks.methods import kfac_laplace
+from benchmarks.methods._layers import layers_of, sample_rows, to_matrix, trainable
 from benchmarks.methods.kfac_laplace import RIVAL, KroneckerLaplace, merge, quadratic
 from flatcl.errors import NonFiniteError, OptionError
 from flatcl.footprint import bytes_held

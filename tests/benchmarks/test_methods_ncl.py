@@ -187,7 +187,7 @@ def test_what_cannot_be_projected_is_refused(stream: Stream) -> None:
     with pytest.raises(OptionError, match=r"^precision is 0.0: give a number > 0$"):
         RIVAL.build(0.0, **common(network()))
     strategy, _ = made(nn.Sequential(nn.Linear(6, 2), nn.BatchNorm1d(2)), 1.0)
-    with pytest.raises(OptionError, match=r"^1 is BatchNorm1d.*only Linear and Conv2d"):
+    with pytest.raises(OptionError, match=r"^layer .1. is a BatchNorm1d: only Linear and Conv2d"):
         strategy.train(stream.benchmark.train_stream[0], eval_streams=[])
 
 

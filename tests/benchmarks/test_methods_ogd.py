@@ -12,7 +12,7 @@ from blobs import trained as naive_weights
 from digit_streams import digits, network_for, run
 from torch import Tensor, nn
 
-from benchmarks.layer_rows import layers_of, to_matrix, trainable
+from benchmarks.methods._layers import layers_of, to_matrix, trainable
 from benchmarks.methods.ogd import RIVAL, VECTORS, OrthogonalGradients
 from flatcl.errors import OptionError
 from flatcl.footprint import bytes_held

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from benchmarks.layer_rows import from_matrix, to_matrix, trainable
+from benchmarks.methods._layers import from_matrix, to_matrix, trainable
 from flatcl.host import ensure_avalanche
 
 ensure_avalanche()
