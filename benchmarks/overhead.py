@@ -1,10 +1,10 @@
 """What LDC costs beside Naive and EWC: paired training times, split into step, pull and task end.
 
-``python -m benchmarks.overhead`` trains the methods on the same tasks in turn, task by task, in
-one process, so that a machine whose speed drifts slows all of them alike; who goes first changes
-from task to task, times are of the processor, ratios are taken within a task and the median over
-tasks is shown. Writes ``benchmarks/results/overhead.json`` and
-``benchmarks/OVERHEAD.md``.
+``python -m benchmarks.overhead`` measures twice, in one process, so that a machine whose speed
+drifts slows all methods alike. Steps: plain loops of Naive and of LDC in its second task take turns
+by blocks of steps. Whole tasks: Avalanche's strategies train on the same tasks in turn. Who goes
+first changes, ratios are taken within a turn, and their medians are shown. Writes
+``benchmarks/results/overhead.json`` and ``benchmarks/OVERHEAD.md``.
 """
 
 from __future__ import annotations
@@ -19,11 +19,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from benchmarks.residual import resnet18_body
 from flatcl.avalanche import LDC
 from flatcl.core.engine import Landscape
+from flatcl.core.options import LDCOptions
 from flatcl.core.schedule import PullSchedule
 from flatcl.data import load_images
 from flatcl.io import write_bytes, write_json
@@ -49,12 +50,17 @@ class Setting:
         batch: images a step.
         images: of a task.
         epochs: passes over them.
+        block: steps between one turn and the next where steps are measured; a multiple of the
+            interval from pull to pull.
+        turns: of each loop.
     """
 
     hidden: tuple[int, ...] | None
     batch: int
     images: int
     epochs: int
+    block: int = 60
+    turns: int = 40
 
     def model(self) -> nn.Module:
         """Return the network, the same at every call."""
@@ -67,7 +73,7 @@ class Setting:
 NETWORKS = {
     "784-100-100-10, B 32": Setting((100, 100), 32, 12000, 5),
     "784-256-256-10, B 128": Setting((256, 256), 128, 54000, 1),
-    "reduced ResNet-18, 32 × 32, B 32": Setting(None, 32, 960, 1),
+    "reduced ResNet-18, 32 × 32, B 32": Setting(None, 32, 960, 1, block=20, turns=6),
 }
 METHODS = ("naive", "ewc", "ldc", "constraint")
 OPTIMIZERS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
@@ -75,6 +81,81 @@ OPTIMIZERS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
     "Adam": lambda p: torch.optim.Adam(p, lr=1e-3),
 }
 _REFERENCE_STEPS = 1875
+
+
+def measure_steps(network: str, optimizer: str, turns: int) -> dict[str, list[float]]:
+    """Return the seconds a step of plain loops, block by block in turn.
+
+    Args:
+        network: a key of ``NETWORKS``.
+        optimizer: a key of ``OPTIMIZERS``.
+        turns: blocks of each loop.
+
+    Returns:
+        By loop: "naive"; "ldc" in its second task, pulls and rehearsal in it; "constraint", the
+        same without the rehearsal.
+    """
+    setting = NETWORKS[network]
+    options = StreamOptions(tasks=2, pad=2 if setting.hidden is None else 0)
+    stream = make_stream(load_images("mnist"), options, seed=0).benchmark.train_stream
+    loops = {
+        name: _Loop(setting, optimizer, held, [e.dataset for e in stream])
+        for name, held in (("naive", None), ("ldc", {}), ("constraint", {"pseudo_inputs": 0}))
+    }
+    names = list(loops)
+    found: dict[str, list[float]] = {name: [] for name in names}
+    for turn in range(turns):
+        for place in range(len(names)):
+            name = names[(turn + place) % len(names)]
+            found[name].append(loops[name].block())
+    return found
+
+
+class _Loop:
+    """Plain training on a second task, the first having been learned for a few steps."""
+
+    def __init__(
+        self, setting: Setting, optimizer: str, held: dict[str, Any] | None, tasks: list[Any]
+    ) -> None:
+        self.model = setting.model()
+        self.optimizer = OPTIMIZERS[optimizer](self.model.parameters())
+        self.steps = setting.block
+        self.landscape = None
+        if held is not None:
+            # What the first task's probe reads takes no part in the second's steps.
+            options = LDCOptions(probe_inputs=100, **held)
+            self.landscape = Landscape(self.model, self.optimizer, options=options)
+        self.batches = self._read(tasks[0], setting)
+        if self.landscape is not None:
+            self.landscape.begin_task()
+        self.block()
+        if self.landscape is not None:
+            self.landscape.end_task([x for x, _ in self.batches])
+        self.batches = self._read(tasks[1], setting)
+        if self.landscape is not None:
+            self.landscape.begin_task()
+
+    @staticmethod
+    def _read(data: Any, setting: Setting) -> list[tuple[Tensor, Tensor]]:
+        chosen = torch.arange(setting.block * setting.batch).split(setting.batch)
+        return [(x, y) for x, y, *_ in (data.batch(one) for one in chosen)]
+
+    def block(self) -> float:
+        """Make a block of steps; return the seconds of one on average."""
+        landscape, loss_of = self.landscape, nn.functional.cross_entropy
+        start = time.perf_counter()
+        for x, y in self.batches:
+            self.optimizer.zero_grad()
+            if landscape is None:
+                loss_of(self.model(x), y).backward()
+                self.optimizer.step()
+                continue
+            with landscape.joining():
+                outputs = self.model(x)
+            (loss_of(outputs, y) + landscape.rehearsal()).backward()
+            self.optimizer.step()
+            landscape.step()
+        return (time.perf_counter() - start) / len(self.batches)
 
 
 class _Clock:
@@ -157,16 +238,32 @@ def _strategy(name: str, setting: Setting, optimizer: str) -> Any:
     return RIVALS[name].build(None if name == "naive" else 1.0, **common)
 
 
+def step_ratios(found: dict[str, list[float]]) -> dict[str, float]:
+    """Return what a step costs, medians over turns.
+
+    Args:
+        found: of ``measure_steps``.
+
+    Returns:
+        Step and pull of LDC, and of its constraint alone, over Naive's step.
+    """
+    return {
+        figure: statistics.median(
+            own / naive for own, naive in zip(found[name], found["naive"], strict=True)
+        )
+        for figure, name in (("step_and_pull", "ldc"), ("constraint", "constraint"))
+    }
+
+
 def ratios(rows: list[dict[str, float]]) -> dict[str, float]:
-    """Return the figures of one setting, medians over tasks after the first (which has no pull).
+    """Return the figures of whole tasks, medians over tasks.
 
     Args:
         rows: of ``measure``.
 
     Returns:
-        Step and pull of LDC, and of its constraint alone, over Naive; the pull's share of that;
-        the task end as a share of 1875 of Naive's steps; EWC over Naive and LDC (its end included)
-        over EWC from the third task.
+        The pull's share of Naive's task, from the second on; the task end as a share of 1875 of
+        Naive's steps; EWC over Naive and LDC (its end included) over EWC from the third task.
     """
     later, third = rows[1:], rows[2:]
 
@@ -174,15 +271,12 @@ def ratios(rows: list[dict[str, float]]) -> dict[str, float]:
         return statistics.median(values)
 
     return {
-        "step_and_pull": middle([(r["ldc"] - r["ldc_end"]) / r["naive"] for r in later]),
-        "constraint": middle([(r["constraint"] - r["constraint_end"]) / r["naive"] for r in later]),
         "pull": middle([r["ldc_pull"] / r["naive"] for r in later]),
         "end_of_1875_steps": middle(
             [r["ldc_end"] / (r["naive"] / r["steps"] * _REFERENCE_STEPS) for r in rows]
         ),
         "ewc": middle([r["ewc"] / r["naive"] for r in third]),
         "ldc_over_ewc": middle([r["ldc"] / r["ewc"] for r in third]),
-        "naive_ms_per_step": middle([1e3 * r["naive"] / r["steps"] for r in rows]),
     }
 
 
@@ -198,6 +292,9 @@ def main() -> None:
         help="numbers, comma-separated, of those measured anew [all]: "
         + "; ".join(f"{i} {name}" for i, name in enumerate(NETWORKS)),
     )
+    only = parser.add_mutually_exclusive_group()
+    only.add_argument("--steps-only", action="store_true", help="measure no whole tasks")
+    only.add_argument("--tasks-only", action="store_true", help="measure no single steps")
     chosen = parser.parse_args()
     torch.set_num_threads(chosen.threads)
     raw: dict[str, Any] = {}
@@ -205,21 +302,27 @@ def main() -> None:
         raw = json.loads(RESULTS.read_text(encoding="utf-8"))["settings"]
     for network in [list(NETWORKS)[i] for i in chosen.networks]:
         for optimizer in OPTIMIZERS:
-            rows = measure(network, optimizer, chosen.tasks)
-            setting = {"tasks": rows, "threads": chosen.threads, **ratios(rows)}
-            raw[f"{network}, {optimizer}"] = setting | {"versions": dict(versions())}
+            name = f"{network}, {optimizer}"
+            setting = raw.get(name, {}) | {"threads": chosen.threads, "versions": dict(versions())}
+            if not chosen.tasks_only:
+                steps = measure_steps(network, optimizer, NETWORKS[network].turns)
+                setting |= {"steps": steps, **step_ratios(steps)}
+            if not chosen.steps_only:
+                rows = measure(network, optimizer, chosen.tasks)
+                setting |= {"tasks": rows, **ratios(rows)}
+            raw[name] = setting
             write_json(RESULTS, {"settings": raw})
-            print(f"{network}, {optimizer}: {setting['step_and_pull']:.2f}", flush=True)
+            print(f"{name}: {setting.get('step_and_pull', float('nan')):.3f}", flush=True)
     table = []
     for network in NETWORKS:
         for optimizer in OPTIMIZERS:
             if (figures := raw.get(f"{network}, {optimizer}")) is None:
                 continue
+            naive = 1e3 * statistics.median(figures["steps"]["naive"])
             shares = [f"{figures[k]:.2f}" for k in ("step_and_pull", "constraint", "pull")]
             end = f"{100 * figures['end_of_1875_steps']:.0f} %"
             against = [f"{figures[k]:.2f}" for k in ("ewc", "ldc_over_ewc")]
-            step = f"{figures['naive_ms_per_step']:.2f}"
-            table.append([network, optimizer, *shares, end, *against, step])
+            table.append([network, optimizer, *shares, end, *against, f"{naive:.2f}"])
     header = [
         "network", "optimiser", "(step + pull) / Naive", "constraint alone", "of which pull",
         "task end / 1875 Naive steps", "EWC / Naive, task ≥ 3", "LDC / EWC, task ≥ 3",
