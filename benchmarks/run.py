@@ -171,6 +171,8 @@ def main() -> None:
     if chosen.list:
         for protocol in picked:
             for method in methods_of(protocol):
+                if chosen.methods and method.name not in chosen.methods:
+                    continue
                 missing = lab.missing(protocol, method, chosen.regimes, chosen.seeds)
                 print(f"{protocol.name:28} {method.name:16} {len(missing):4}")
         return
