@@ -13,6 +13,7 @@ import random
 import sys
 import time
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from joblib import Parallel, delayed
@@ -201,7 +202,12 @@ def render(lab: Lab) -> None:
     known, targets = protocols(), load_targets()
     about = {
         name: ProtocolAbout(
-            p.title, p.options.headline(), p.follows, p.departs, p.kind, targets.get(name, ())
+            p.title,
+            replace(p.options, seeds=p.seeds).headline(),
+            p.follows,
+            p.departs,
+            p.kind,
+            targets.get(name, ()),
         )
         for name, p in known.items()
     }

@@ -166,10 +166,11 @@ class CompareOptions(Options):
         """
         kind = {"rotated": f"rotated tasks up to {self.max_angle:g}°"}
         tasks = kind.get(self.scenario, f"{self.scenario} tasks")
+        first = "" if self.first_tasks is None else f"the first {self.first_tasks} of "
         size = "all" if self.train_size is None else self.train_size
         net = f"mlp {'-'.join(map(str, self.hidden))}" if self.model == "mlp" else "cnn"
         return (
-            f"{self.data}, {self.tasks} {tasks}, {size} images a task; {net}, {self.optimizer} "
+            f"{self.data}, {first}{self.tasks} {tasks}, {size} images a task; {net}, {self.optimizer} "
             f"lr {self.lr:g}, batch {self.batch_size}, {self.epochs} epochs; "
             f"{self.seeds} seeds from {self.seed}"
         )

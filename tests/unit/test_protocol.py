@@ -65,3 +65,8 @@ def test_names_are_those_of_the_modules_that_serve_them() -> None:
 
     assert set(METHODS) == {*RIVALS, "ldc"}
     assert get_args(Scenario) == SCENARIOS
+
+
+def test_the_headline_says_which_tasks_are_trained() -> None:
+    assert CompareOptions(tasks=5, first_tasks=2).headline().startswith("digits, the first 2 of 5 ")
+    assert CompareOptions(tasks=5).headline().startswith("digits, 5 permuted tasks")
