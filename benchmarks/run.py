@@ -12,7 +12,7 @@ import math
 import random
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -189,17 +189,19 @@ def main() -> None:
             seeds=chosen.seeds,
             until=time.monotonic() + 3600 * chosen.hours,
         )
-    render(lab)
+    render(lab, known, Path(__file__).parent)
     sys.exit(1 if failed else 0)
 
 
-def render(lab: Lab) -> None:
-    """Write the report of all finished runs: README.md, REPORT.html and summary.json beside this.
+def render(lab: Lab, known: Mapping[str, Protocol], folder: Path) -> None:
+    """Write the report of all finished runs: README.md, REPORT.html and summary.json.
 
     Args:
         lab: of the finished runs.
+        known: protocols by name, in the report's order.
+        folder: where to.
     """
-    known, targets = protocols(), load_targets()
+    targets = load_targets()
     about = {
         name: ProtocolAbout(
             p.title,
@@ -214,7 +216,7 @@ def render(lab: Lab) -> None:
     outcomes = [one for p in known.values() for one in lab.outcomes(p)]
     searches = [one for p in known.values() for one in lab.searches(p)]
     if outcomes:
-        write_report(outcomes, searches, about, folder=Path(__file__).parent)
+        write_report(outcomes, searches, about, folder=folder)
 
 
 if __name__ == "__main__":

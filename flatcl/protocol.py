@@ -170,7 +170,7 @@ class CompareOptions(Options):
         size = "all" if self.train_size is None else self.train_size
         net = f"mlp {'-'.join(map(str, self.hidden))}" if self.model == "mlp" else "cnn"
         return (
-            f"{self.data}, {first}{self.tasks} {tasks}, {size} images a task; {net}, {self.optimizer} "
-            f"lr {self.lr:g}, batch {self.batch_size}, {self.epochs} epochs; "
+            f"{self.data}, {first}{self.tasks} {tasks}, {size} images a task; {net}, "
+            f"{self.optimizer} lr {self.lr:g}, batch {self.batch_size}, {self.epochs} epochs; "
             f"{self.seeds} seeds from {self.seed}"
         )

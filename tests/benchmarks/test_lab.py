@@ -118,7 +118,7 @@ def test_replay_at_ldcs_bytes_holds_no_more_and_hardly_less(protocol):
     assert held * 0.5 <= images * (64 * 4 + 8) <= held * 1.5
 
 
-def test_the_lab_makes_what_is_missing_once_and_tells_it_all(protocol):
+def test_the_lab_makes_what_is_missing_once_and_tells_it_all(protocol, tmp_path):
     lab = Lab()
     assert fill(lab, protocol, methods=("ldc",)) == []
     again = Lab()
@@ -139,6 +139,14 @@ def test_the_lab_makes_what_is_missing_once_and_tells_it_all(protocol):
     tuned = next(o for o in outcomes if o.regime == "tuned")
     assert tuned.settings == ldc.chosen
     assert run_module.check(again, [protocol], 0)
+    folder = tmp_path / "project" / "benchmarks"
+    folder.mkdir(parents=True)
+    run_module.render(again, {protocol.name: protocol}, folder)
+    page = (folder / "README.md").read_text(encoding="utf-8")
+    assert "Two tasks of digits" in page
+    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    accs = [100 * sum(o.accuracy[-1]) / 2 for o in outcomes if o.regime == "tuned"]
+    assert summary["tiny"]["tuned"]["ldc"]["acc_mean"] == pytest.approx(sum(accs) / 2)
 
 
 def test_a_check_sees_a_record_that_was_altered(protocol):
@@ -215,3 +223,20 @@ def test_a_cluster_of_two_workers_makes_the_same_runs(protocol, tmp_path, monkey
     )
     assert alone == together
     assert len(alone) == 2
+
+
+@pytest.mark.parametrize("wrong", [["nope"], ["--methods", "nope"], ["--regimes", "nope"]])
+def test_names_that_do_not_exist_are_a_usage_error(wrong, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["run", *wrong])
+    with pytest.raises(SystemExit) as caught:
+        run_module.main()
+    assert caught.value.code == 2
+    assert "there is no 'nope'" in capsys.readouterr().err
+
+
+def test_what_is_missing_is_listed(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(lab_module, "RESULTS", tmp_path)
+    line = ["run", "feng-tu-two-task", "--methods", "ldc", "--regimes", "default", "--list"]
+    monkeypatch.setattr(sys, "argv", line)
+    run_module.main()
+    assert capsys.readouterr().out.split() == ["feng-tu-two-task", "ldc", "10"]
