@@ -24,6 +24,7 @@ from benchmarks.protocol_files import protocols, read
 from benchmarks.tune import Setting
 from flatcl.errors import OptionError
 from flatcl.records import TUNING_SEED
+from flatcl.rivals import RIVALS
 
 ROOT = Path(__file__).parents[2]
 TEXT = """
@@ -40,6 +41,16 @@ epochs = 1
 train_size = 48
 hidden = [12]
 """
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _lab_methods_are_known_here_alone():
+    before = dict(RIVALS)
+    lab_methods.cache_clear()
+    yield
+    RIVALS.clear()
+    RIVALS.update(before)
+    lab_methods.cache_clear()
 
 
 @pytest.fixture
