@@ -74,6 +74,11 @@ forecast in question flags it (`Forecast.reasons`).
 
 {verdict}
 
+With rehearsal most rises of CE that are left are small or negative, and ρ against CE says more of
+what later tasks teach the earlier ones than of the forecast: *measured KL* ranks them no better.
+Where the rehearsal's own inputs, which are Gaussian too, have kept the loss down, witnesses are too
+low; there the constraint disagrees, and the warning is raised.
+
 ## Seed {chosen}, on which the form was chosen, where no warning was raised
 
 {first}
