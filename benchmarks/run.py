@@ -58,40 +58,40 @@ def fill(
         Runs that failed; they are tried once a call.
     """
     failed: list[Job] = []
-    while True:
-        wanted = [
-            job
-            for protocol in chosen
-            for method in methods_of(protocol)
-            if not methods or method.name in methods
-            for job in lab.missing(protocol, method, regimes, seeds)
-            if job not in failed
-        ]
-        if not wanted or time.monotonic() > until:
-            return failed
-        failed += _round(wanted, where, until)
+    with where.used() as return_as:
+        parallel = Parallel(
+            n_jobs=where.jobs, batch_size=1, pre_dispatch=where.jobs, return_as=return_as
+        )
+        while True:
+            wanted = [
+                job
+                for protocol in chosen
+                for method in methods_of(protocol)
+                if not methods or method.name in methods
+                for job in lab.missing(protocol, method, regimes, seeds)
+                if job not in failed
+            ]
+            if not wanted or time.monotonic() > until:
+                return failed
+            failed += _round(wanted, parallel, until)
 
 
-def _round(wanted: Sequence[Job], where: Cluster, until: float) -> list[Job]:
+def _round(wanted: Sequence[Job], parallel: Parallel, until: float) -> list[Job]:
     def begun() -> Iterable[object]:
         for job in wanted:
             if time.monotonic() <= until:
                 yield delayed(_attempt)(job)
 
     failed = []
-    with where.used() as return_as:
-        parallel = Parallel(
-            n_jobs=where.jobs, batch_size=1, pre_dispatch=where.jobs, return_as=return_as
-        )
-        for job, outcome in tqdm(parallel(begun()), total=len(wanted), unit="run", disable=None):
-            if isinstance(outcome, FlatclError):
-                status, text = "failed", str(outcome)
-            else:  # written here: workers may be on other machines
-                save(job.folder, job.options, outcome)
-                status, text = outcome.status, str(outcome.error)
-            if status == "failed":
-                failed.append(job)
-                tqdm.write(f"{job.protocol}, {job.method}: failed\n{text}", file=sys.stderr)
+    for job, outcome in tqdm(parallel(begun()), total=len(wanted), unit="run", disable=None):
+        if isinstance(outcome, FlatclError):
+            status, text = "failed", str(outcome)
+        else:  # written here: workers may be on other machines
+            save(job.folder, job.options, outcome)
+            status, text = outcome.status, str(outcome.error)
+        if status == "failed":
+            failed.append(job)
+            tqdm.write(f"{job.protocol}, {job.method}: failed\n{text}", file=sys.stderr)
     return failed
 
 

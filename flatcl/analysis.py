@@ -181,8 +181,13 @@ class _Bench:
 
 
 def _start(jobs: int) -> None:
-    # While the network trains on one core, others can import what they will need.
-    Parallel(n_jobs=jobs)(delayed(torch.set_num_threads)(1) for _ in range(jobs))
+    # While the network trains on one core, others can import what they will need. All of it: what
+    # a worker's memory grows by after its first call, loky takes for a leak from 300 MB on.
+    Parallel(n_jobs=jobs)(delayed(_ready)() for _ in range(jobs))
+
+
+def _ready() -> None:
+    torch.set_num_threads(1)
 
 
 def _make(options: AnalyzeOptions, folder: Path, name: str) -> str:
