@@ -26,6 +26,7 @@ _COLOURS: dict[Family, tuple[str, ...]] = {
     "regulariser": ("#CC79A7", "#56B4E9", "#7B4EA3"),
     "projection": ("#009E73",),
     "told": ("#009E73",),
+    "given": ("#7B4EA3", "#56B4E9"),
     "rehearsal": ("#8C6D1F",),
     "other": ("#8a8a8a",),
     "ldc": (OWN,),

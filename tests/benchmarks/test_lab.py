@@ -16,6 +16,8 @@ import pytest
 from benchmarks import lab as lab_module
 from benchmarks import run as run_module
 from benchmarks.cluster import Cluster
+from benchmarks.families import family
+from benchmarks.figure_style import Styles
 from benchmarks.iso_memory import at_ldc_bytes
 from benchmarks.lab import Lab, methods_of, report_jobs, tuning_job
 from benchmarks.lab_methods import lab_methods
@@ -117,6 +119,15 @@ def test_every_method_with_a_number_starts_from_five_values_in_equal_ratios():
         assert len(method.grid) == 5
         assert ratios == pytest.approx([ratios[0]] * 4, rel=0.15)
         assert method.default is not None or method.name.startswith("ldc")
+
+
+def test_every_method_has_a_family_a_colour_and_a_mark():
+    names = list(lab_methods())
+    styles = Styles(names)
+    for name in names:
+        assert family(name) != "other", name
+        assert styles.colour(name)
+        assert styles.mark(name)
 
 
 def test_replay_at_ldcs_bytes_holds_no_more_and_hardly_less(protocol):
