@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
+from benchmarks.protocol_files import Kind
 from benchmarks.targets import Target
-
-Kind = Literal["task", "domain", "class", "permuted", "rotated"]
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from benchmarks.figure_matrices import mean_rows
 from benchmarks.figure_style import GRID, INK, Styles, frame, size_of_mark, spread
 from benchmarks.outcomes import Regime
 from benchmarks.statistics import Line
+from benchmarks.views import bytes_text
 
 _NAME = 0.165  # inches that a method's name needs
 
@@ -127,7 +128,7 @@ def forgetting_against_bytes(lines: Sequence[Line], styles: Styles) -> Figure | 
     axes.set_xscale("log")
     last = math.ceil(math.log10(max(some, default=1e5)) + 0.1)
     decades = [10.0**k for k in range(round(math.log10(zero) + 0.5), last + 1)]
-    axes.set_xticks([zero, *decades], ["0", *map(_size, decades)])
+    axes.set_xticks([zero, *decades], ["0", *map(bytes_text, decades)])
     axes.set_xticks([], minor=True)
     axes.set_xlim(zero / 2, decades[-1] * 1.3)
     axes.set_xlabel("bytes held after the last task (log scale)")
@@ -187,10 +188,3 @@ def _plain_ticks(axes: Axes, values: Sequence[float]) -> None:
     axes.set_xticks([step for step in steps if low <= step <= high])
     axes.set_xticks([], minor=True)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}×"))
-
-
-def _size(count: float) -> str:
-    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if count >= factor:
-            return f"{count / factor:g} {unit}"
-    return f"{count:g} B"

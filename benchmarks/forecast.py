@@ -42,7 +42,7 @@ WITNESSES = 512
 REHEARSED = {"alone": 0, "rehearsed": None}  # pseudo_inputs
 CHOSEN, FRESH = 0, 1  # the seed that the form was chosen on, and one that it was not
 MOMENTS = (0.1, 0.3)  # of a task; and its end
-KINDS = {"witnesses": "witnesses", "quadratic": "quadratic"}
+KINDS = ("witnesses", "quadratic")
 TEXT = """# A forecast of forgetting
 
 Made by `python -m benchmarks.forecast`: MNIST, 784-100-100, five tasks of 6000 images, SGD at 0.05,
@@ -231,9 +231,9 @@ def _line(name: str, rows: list[dict[str, Any]], kind: str) -> list[str]:
 def _lines(rows: list[dict[str, Any]], *, warned: bool) -> list[list[str]]:
     """Return a line a forecast and, under that of the witnesses, what knowing KL would be worth."""
     lines = []
-    for kind, name in KINDS.items():
+    for kind in KINDS:
         chosen = [r for r in rows if bool(r[f"{kind}_doubt"]) == warned]
-        lines.append(_line(name, chosen, kind))
+        lines.append(_line(kind, chosen, kind))
         if kind == "witnesses" and len(chosen) > 2:
             lines.append([*_line("measured KL, same pairs", chosen, "kl")[:3], *["–"] * 4])
     return lines

@@ -120,12 +120,11 @@ class Lab:
         """
         jobs: list[Job] = []
         for regime in regimes:
-            setting = self.setting(protocol, method, regime)
-            if setting is None:
-                wanted = self.search(protocol, method).missing
-                jobs += [tuning_job(protocol, method, one) for one in wanted]
+            found = self._found(protocol, method, regime)
+            if found.chosen is None:
+                jobs += [tuning_job(protocol, method, one) for one in found.missing]
             else:
-                jobs += report_jobs(protocol, method, setting, seeds)
+                jobs += report_jobs(protocol, method, found.chosen, seeds)
         return [job for job in dict.fromkeys(jobs) if self.record(job) is None]
 
     def setting(self, protocol: Protocol, method: Method, regime: Regime) -> Setting | None:
@@ -139,9 +138,12 @@ class Lab:
         Returns:
             The settings; None while they have still to be found.
         """
+        return self._found(protocol, method, regime).chosen
+
+    def _found(self, protocol: Protocol, method: Method, regime: Regime) -> Found:
         if regime == "default":
-            return Setting(protocol.options.lr, method.default)
-        return self.search(protocol, method).chosen
+            return Found([], Setting(protocol.options.lr, method.default), {})
+        return self.search(protocol, method)
 
     def outcomes(self, protocol: Protocol) -> Iterator[Outcome]:
         """Yield the finished runs that are reported of a protocol.

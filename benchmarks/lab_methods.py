@@ -32,7 +32,6 @@ class Method:
         grid: values to start from, equal ratios.
         default: the number where nothing is tuned for anyone; its source is beside it in the table
             below.
-        stores: "", "data" or "all data" of earlier tasks.
         change: what it changes in a protocol's options.
         class_incremental: whether it is run on class-incremental streams alone.
     """
@@ -42,7 +41,6 @@ class Method:
     number: str | None = None
     grid: tuple[float, ...] = ()
     default: float | None = None
-    stores: str = ""
     change: Change = lambda options, _: options
     class_incremental: bool = False
 
@@ -141,14 +139,12 @@ def lab_methods() -> dict[str, Method]:
     for images in MEMORIES:
         for name in ("replay", "ldc-replay"):
             label = f"{name.replace('replay', 'er')}-{images}"
-            found[label] = Method(
-                label, name, stores="data", change=_holding(images), class_incremental=True
-            )
-    for name in (name for name in REHEARSED if name in found):
+            found[label] = Method(label, name, change=_holding(images), class_incremental=True)
+    for name in REHEARSED:
         found[f"{name}+r"] = replace(
             found[name], name=f"{name}+r", change=_rehearsed, class_incremental=True
         )
-    found["joint"] = Method("joint", "joint", stores="all data")
+    found["joint"] = Method("joint", "joint")
     return found
 
 
@@ -156,8 +152,7 @@ def _of(rival: Rival) -> Method:
     default = DEFAULTS.get(rival.name)
     if default is None and rival.grid:
         default = rival.grid[len(rival.grid) // 2]
-    stores = "data" if rival.stores_data else ""
-    return Method(rival.name, rival.name, rival.hyperparameter, rival.grid, default, stores)
+    return Method(rival.name, rival.name, rival.hyperparameter, rival.grid, default)
 
 
 def _files_of(module: ModuleType) -> tuple[Path, ...]:

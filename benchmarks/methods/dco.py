@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from benchmarks.methods._weights import flat, gradient_of, trainable, weights_of
 from flatcl.host import ensure_avalanche
 from flatcl.rivals import Rival
 
@@ -73,9 +74,9 @@ class DCOPlugin(SupervisedPlugin):
         self._pull = None
         if not self.forbidden:
             return
-        weights = _weights(strategy)
+        weights = trainable(strategy.model)
         with torch.no_grad():
-            here = _flat(weights)
+            here = flat(weights)
             pull, energy = torch.zeros_like(here), here.new_zeros(())
             for task in self.forbidden:
                 code = task.directions @ (here - task.anchor)
@@ -99,12 +100,7 @@ class DCOPlugin(SupervisedPlugin):
     @torch.no_grad()
     def after_backward(self, strategy: SupervisedTemplate, **kwargs: object) -> None:
         """Record the gradient of the task's loss."""
-        gradient = _flat(
-            [
-                torch.zeros_like(weight) if weight.grad is None else weight.grad
-                for weight in _weights(strategy)
-            ]
-        )
+        gradient = gradient_of(strategy.model)
         if self._pull is not None:
             gradient -= self._pull
         if self._recorded is None:
@@ -118,7 +114,7 @@ class DCOPlugin(SupervisedPlugin):
         if self._recorded is not None:
             gradients = self._recorded[: min(self._steps, _RECORDED)]
             top = principal_directions(gradients, self.directions)
-            self.forbidden.append(_Forbidden(top, _flat(_weights(strategy)).clone()))
+            self.forbidden.append(_Forbidden(top, weights_of(strategy.model)))
         self._recorded = self._pull = None
 
 
@@ -141,14 +137,6 @@ def principal_directions(vectors: Tensor, count: int) -> Tensor:
     kept = int((values > floor).sum().clamp(max=count))
     top = rotation[:, len(values) - kept :].flip(1) / values[len(values) - kept :].flip(0).sqrt()
     return top.T.to(vectors) @ vectors
-
-
-def _weights(strategy: SupervisedTemplate) -> list[Tensor]:
-    return [weight for weight in strategy.model.parameters() if weight.requires_grad]
-
-
-def _flat(tensors: list[Tensor]) -> Tensor:
-    return torch.cat([tensor.detach().flatten() for tensor in tensors])
 
 
 # the authors have λ = 100 at a rate of 0.001; λ · lr is what counts under SGD
