@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from benchmarks.lab_methods import CORE, FENG_TU, Method, lab_methods
+from benchmarks.lab_methods import CORE, FENG_TU, VARIANTS, Method, lab_methods
 from benchmarks.outcomes import REGIMES, Outcome, Regime, Search, Tried
 from benchmarks.protocol_files import Protocol
 from benchmarks.tune import Found, Setting, search
@@ -52,7 +52,12 @@ def methods_of(protocol: Protocol) -> list[Method]:
     found = lab_methods().values()
     if chosen is not None:
         return [m for m in found if m.name in chosen]
-    return [m for m in found if protocol.kind == "class" or not m.class_incremental]
+    left_out = () if protocol.methods == "full" else VARIANTS
+    return [
+        m
+        for m in found
+        if m.name not in left_out and (protocol.kind == "class" or not m.class_incremental)
+    ]
 
 
 class Lab:

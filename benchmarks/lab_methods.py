@@ -113,6 +113,9 @@ DEFAULTS: dict[str, float] = {
 }
 CORE = ("naive-tuned", "ewc", "ewc-online", "si", "mas", "gpm", "kfac-laplace", "ldc", "joint")
 FENG_TU = ("naive", "ewc", "ldc", "ldc-published", "joint")
+# Shown beside their better kin on one permuted and one split protocol: estimators of EWC's Fisher
+# information, and Avalanche's own versions of what is repaired or written anew here.
+VARIANTS = ("ewc-sampled", "ewc-empirical", "si-stock", "lwf-stock", "rwalk-stock")
 # On class-incremental streams: replay by the size of its buffer, beside LDC and without; and
 # methods without memory given the rehearsal that LDC has, marked +r.
 MEMORIES = (50, 200, 1000, 4000)

@@ -20,11 +20,12 @@ from benchmarks.families import family
 from benchmarks.figure_style import Styles
 from benchmarks.iso_memory import at_ldc_bytes
 from benchmarks.lab import Lab, methods_of, report_jobs, tuning_job
-from benchmarks.lab_methods import lab_methods
+from benchmarks.lab_methods import VARIANTS, lab_methods
 from benchmarks.outcomes import REGIMES
 from benchmarks.protocol_files import protocols, read
 from benchmarks.tune import Setting
 from flatcl.errors import OptionError
+from flatcl.protocol import CompareOptions
 from flatcl.records import TUNING_SEED
 from flatcl.rivals import RIVALS
 
@@ -43,6 +44,7 @@ epochs = 1
 train_size = 48
 hidden = [12]
 """
+DIGITS = CompareOptions(data="digits", scenario="split-domain", tasks=5, train_size=60)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -75,6 +77,11 @@ def test_the_protocols_of_the_comparison_are_there_and_can_be_read():
         assert {"ldc", "joint"} <= {m.name for m in methods_of(one)}
         assert one.seeds >= (10 if one.methods != "core" else 5)
         assert (one.tune_tasks is None) == (one.methods != "core")
+    full = [one for one in found.values() if one.methods == "full"]
+    assert {one.kind for one in full} == {"permuted", "domain"}
+    for one in full:
+        assert set(VARIANTS) <= {m.name for m in methods_of(one)}
+    assert not set(VARIANTS) & {m.name for m in methods_of(found["split-mnist-class"])}
 
 
 @pytest.mark.parametrize(
@@ -96,7 +103,7 @@ def test_a_file_that_cannot_be_used_is_named(tmp_path, change, message):
 
 
 def test_tuning_sees_no_reported_seed_no_test_image_and_another_order_of_classes():
-    one = protocols()["split-mnist-domain"]
+    one = replace(protocols()["split-mnist-domain"], options=DIGITS)
     for method in methods_of(one):
         job = tuning_job(one, method, Setting(0.1, method.default))
         assert (job.cell.seed, job.cell.split) == (TUNING_SEED, "val")
