@@ -18,6 +18,7 @@ LAYERS = (
     ("exact", "options", "tables"),
     ("core",),
     ("fluctuations",),
+    ("duality",),
     ("published",),
     ("host",),
     ("offset", "experience", "checkpointing"),
