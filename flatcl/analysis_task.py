@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +11,7 @@ from flatcl.analysis_options import AnalyzeOptions
 from flatcl.data import load_images, stratified_split
 from flatcl.errors import DataError
 from flatcl.fluctuations.surface import LossSurface
-from flatcl.seeds import derive_seed
+from flatcl.plain_network import plain_network
 
 # Images and points evaluated together: fewer cost calls, more leave the processor's cache.
 _IMAGES, _POINTS = 1000, 32
@@ -65,13 +64,7 @@ def make_network(task: Task, options: AnalyzeOptions) -> nn.Sequential:
     Returns:
         Linear layers without biases and ReLUs.
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derive_seed(options.seed, "weights"))
-        widths = (task.x.shape[1], *options.hidden, task.classes)
-        layers: list[nn.Module] = []
-        for fan_in, fan_out in pairwise(widths):
-            layers += [nn.Linear(fan_in, fan_out, bias=False), nn.ReLU()]
-    return nn.Sequential(*layers[:-1])
+    return plain_network((task.x.shape[1], *options.hidden, task.classes), seed=options.seed)
 
 
 def watched(options: AnalyzeOptions) -> str:

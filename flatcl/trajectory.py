@@ -18,13 +18,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, nll_loss
+from torch.nn.functional import cross_entropy
 
 from flatcl.analysis_options import LEAST_STEPS, AnalyzeOptions
 from flatcl.analysis_task import Task, make_network, watched
 from flatcl.errors import NonFiniteError
 from flatcl.fluctuations.record import Record, Recorder, open_record
 from flatcl.io import write_bytes
+from flatcl.plain_network import descend_
 from flatcl.seeds import derive_seed
 
 _CHECKPOINT = 10.0  # seconds from one to the next
@@ -245,36 +246,3 @@ def evaluate(network: nn.Module, task: Task) -> tuple[float, float]:
             loss += float(cross_entropy(outputs.double(), y, reduction="sum"))
             right += int((outputs.argmax(1) == y).sum())
     return loss / len(task.x), right / len(task.x)
-
-
-@torch.no_grad()
-def descend_(weights: list[Tensor], x: Tensor, y: Tensor, lr: float) -> tuple[Tensor, list[Tensor]]:
-    """Make one step of SGD on the cross-entropy of linear layers with ReLUs between them.
-
-    By hand: for a network this small autograd costs more than the arithmetic.
-
-    Args:
-        weights: a matrix [out, in] a layer; changed in place.
-        x: [B, in], in the weights' dtype.
-        y: [B], classes.
-        lr: η.
-
-    Returns:
-        The minibatch's mean loss, nats, and its gradients before the step, one a layer.
-    """
-    activities = [x]
-    for w in weights[:-1]:
-        activities.append((activities[-1] @ w.T).clamp_min_(0.0))
-    logs = (activities[-1] @ weights[-1].T).log_softmax(1)
-    loss = nll_loss(logs, y)
-    error = logs.exp_()
-    error[torch.arange(len(y)), y] -= 1.0
-    error /= len(y)
-    gradients = []
-    for w, a in zip(reversed(weights), reversed(activities), strict=True):
-        gradients.append(error.T @ a)
-        if a is not x:
-            error = (error @ w).mul_(a > 0)
-    gradients.reverse()
-    torch._foreach_add_(weights, gradients, alpha=-lr)
-    return loss, gradients

@@ -36,12 +36,13 @@ LAYERS = (
     ("protocol",),
     ("records",),
     ("cells", "tuning"),
-    ("plots", "fluctuation_plots", "forecast_plots"),
-    ("experiments", "analysis_options"),
+    ("plots", "fluctuation_plots", "forecast_plots", "duality_plots"),
+    ("experiments", "analysis_options", "generalize_options"),
+    ("plain_network",),
     ("analysis_task",),
-    ("trajectory",),
-    ("analysis_summary",),
-    ("analysis", "analysis_record"),
+    ("trajectory", "generalize_runs"),
+    ("analysis_summary", "generalize_summary"),
+    ("analysis", "analysis_record", "generalize"),
     ("cli",),
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

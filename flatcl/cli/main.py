@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from flatcl import __version__
-from flatcl.cli import analyze, compare
+from flatcl.cli import analyze, compare, generalize
 from flatcl.errors import FlatclError
 
 GOOD, BROKEN, USAGE, INTERRUPTED = 0, 1, 2, 130
@@ -51,6 +51,7 @@ def _run(arguments: Sequence[str] | None) -> int:
     commands = parser.add_subparsers(title="commands", dest="command", required=True)
     compare.add_parser(commands)
     analyze.add_parser(commands)
+    generalize.add_parser(commands)
     try:
         chosen = parser.parse_args(arguments)
     except SystemExit as stop:  # argparse has said its line

@@ -31,7 +31,7 @@ def moved_losses(model: nn.Module, name: str, x: Tensor, y: Tensor, change: Tens
     weight, bias = held[f"{name}.weight"], held.get(f"{name}.bias")
 
     def loss(move: Tensor, one: Tensor, target: Tensor) -> Tensor:
-        changed = dict(held)
+        changed: dict[str, Tensor] = dict(held)
         if bias is None or not bias.requires_grad:
             changed[f"{name}.weight"] = weight + move.reshape(weight.shape)
         else:

@@ -21,7 +21,8 @@ from flatcl.analysis_options import AnalyzeOptions
 from flatcl.analysis_task import load_task, make_network
 from flatcl.errors import DataError, NonFiniteError, OptionError
 from flatcl.fluctuations import VarianceFlatness, open_record
-from flatcl.trajectory import batches, descend_, epoch_steps, record, train
+from flatcl.plain_network import descend_
+from flatcl.trajectory import batches, epoch_steps, record, train
 
 SMALL: dict[str, Any] = {
     "hidden": (12, 12),

@@ -1,0 +1,142 @@
+"""Figures of the duality: one function each, onto given axes or new ones."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from flatcl.errors import DataError, OptionError
+
+_QUANTITIES = {
+    "sharpness": "$σ_{g,n}$ (nats/w)",
+    "size": "$σ_{w,n}$ (w)",
+    "correlation": "$c_n$",
+    "ratio": "$r_n$, 1 if unrelated",
+    "contribution": "share of the gap",
+}
+Records = Sequence[Mapping[str, Any]]
+
+
+def plot_profile(
+    groups: Mapping[str, Records], quantity: str = "sharpness", ax: Axes | None = None
+) -> Axes:
+    """Return axes with one factor over the directions, sharpest first, a line a group.
+
+    Args:
+        groups: label → records of repeats (of ``flatcl generalize``); lines are their means.
+        quantity: "sharpness", "size", "correlation", "ratio" or "contribution".
+        ax: where to draw; new axes if None.
+
+    Returns:
+        The axes.
+
+    Raises:
+        OptionError: there is no such quantity.
+        DataError: no record has a profile.
+    """
+    if quantity not in _QUANTITIES:
+        raise OptionError(f"quantity is {quantity!r}: choose one of {', '.join(_QUANTITIES)}")
+    ax = Figure(figsize=(4.2, 3.4), layout="constrained").subplots() if ax is None else ax
+    shown = {label: [r for r in records if "profile" in r] for label, records in groups.items()}
+    shown = {label: records for label, records in shown.items() if records}
+    if not shown:
+        raise DataError("no record has a profile: at least one network must have been measured")
+    colours = mpl.colormaps["viridis"](np.linspace(0, 0.85, len(shown)))
+    for colour, (label, records) in zip(colours, shown.items(), strict=True):
+        ranks, values = _mean_profile(records, quantity)
+        ax.plot(ranks, values, "-", color=colour, lw=1.5, label=label)
+    if quantity in ("correlation", "ratio"):
+        _, null = _mean_profile(next(iter(shown.values())), "null_correlation")
+        base = null if quantity == "correlation" else np.ones_like(null)
+        ranks, _ = _mean_profile(next(iter(shown.values())), quantity)
+        ax.plot(ranks, base, "--", color="#777777", lw=1, label="null: losses dealt anew")
+    if quantity in ("sharpness", "size"):
+        ax.set_yscale("log")
+    ax.set_xscale("log")
+    ax.set(xlabel="direction, by falling curvature", ylabel=_QUANTITIES[quantity])
+    ax.grid(alpha=0.3, linewidth=0.6)
+    ax.legend(frameon=False, fontsize=7)
+    return ax
+
+
+def _mean_profile(records: Records, quantity: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return ranks and the mean over repeats, whose bins may differ by a little."""
+    ranks = np.array(records[0]["profile"]["rank"], float)
+    lines = []
+    for record in records:
+        profile = record["profile"]
+        values = np.array([np.nan if v is None else v for v in profile[quantity]], float)
+        if quantity == "contribution":
+            values = values / values.sum()
+        lines.append(np.interp(np.log(ranks), np.log(profile["rank"]), values))
+    return ranks, np.mean(lines, axis=0)
+
+
+def plot_knobs(rows: Records, ax: Axes | None = None) -> Axes:
+    """Return axes with the gap over Σ sharpness × size, a mark a network, a colour a knob.
+
+    Args:
+        rows: as in ``generalize.jsonl``.
+        ax: where to draw; new axes if None.
+
+    Returns:
+        The axes.
+    """
+    ax = Figure(figsize=(4.2, 3.4), layout="constrained").subplots() if ax is None else ax
+    done = [row for row in rows if row["status"] == "done" and row["reached"]]
+    knobs = list(dict.fromkeys(row["knob"] for row in done))
+    for number, knob in enumerate(knobs):
+        mine = [row for row in done if row["knob"] == knob]
+        ax.scatter(
+            [row["product"] for row in mine],
+            [row["gap"] for row in mine],
+            s=16,
+            marker="os^vDPX*"[number % 8],
+            color=mpl.colormaps["tab10"](number),
+            linewidths=0,
+            alpha=0.8,
+            label=knob,
+        )
+    ax.set_xscale("log")
+    ax.set_yscale("log")
+    ax.set(xlabel="$Σ_n σ_{g,n} σ_{w,n}$ (nats)", ylabel="generalisation gap (nats)")
+    ax.grid(alpha=0.3, linewidth=0.6, which="both")
+    ax.legend(frameon=False, fontsize=7)
+    return ax
+
+
+def plot_study(rows: Records, records: Records) -> Figure:
+    """Return the figure of a study: profiles of sharpness and size for every knob, and the gaps.
+
+    Args:
+        rows: as in ``generalize.jsonl``.
+        records: of the runs, in the rows' order.
+
+    Returns:
+        The figure.
+    """
+    knobs = list(dict.fromkeys(row["knob"] for row in rows))
+    figure = Figure(figsize=(3.4 * (len(knobs) + 1), 6.4), layout="constrained")
+    panels = figure.subplots(2, len(knobs) + 1, squeeze=False)
+    for column, knob in enumerate(knobs):
+        groups: dict[str, list[Mapping[str, Any]]] = {}
+        for row, record in zip(rows, records, strict=True):
+            if row["knob"] == knob and row["status"] == "done" and row["reached"]:
+                groups.setdefault(f"{row['value']:g}", []).append(record)
+        for line, quantity in enumerate(("sharpness", "size")):
+            panel = panels[line, column]
+            panel.set_title(knob, fontsize=10)
+            if groups:
+                plot_profile(groups, quantity, panel)
+            else:
+                panel.set_axis_off()
+    plot_knobs(rows, panels[0, -1])
+    groups = {"all networks": [r for r in records if r.get("status") == "done"]}
+    if groups["all networks"]:
+        plot_profile(groups, "ratio", panels[1, -1])
+    return figure

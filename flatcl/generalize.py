@@ -1,0 +1,134 @@
+"""``flatcl generalize``: which knob of training acts through sharpness, which through size.
+
+``OUT/runs/*.json`` (one a trained network, named by a hash of its setting) → ``OUT/generalize.jsonl``
+(one row a network and knob) → ``OUT/generalize.json``. Each is whole or absent; a network that is
+there is not trained again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from joblib import Parallel, delayed
+
+from flatcl.generalize_options import GeneralizeOptions
+from flatcl.generalize_runs import VERSION, Run, Setting, load_sets, measure, runs_of
+from flatcl.generalize_summary import (
+    Effect,
+    correlations_table,
+    effects,
+    effects_table,
+    facts_of,
+    rank_correlations,
+    rows_of,
+)
+from flatcl.io import finite, write_json, write_jsonl
+from flatcl.records import versions
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Study:
+    """All that was found.
+
+    Attributes:
+        rows: as in ``generalize.jsonl``.
+        records: of the runs, in the rows' order.
+        effects: what each knob does.
+        correlations: of the gap with each measure, Spearman.
+    """
+
+    rows: list[dict[str, Any]]
+    records: list[dict[str, Any]]
+    effects: list[Effect]
+    correlations: dict[str, float]
+
+    def __str__(self) -> str:
+        """Return both tables and what they rest on."""
+        parts = [effects_table(self.effects), correlations_table(self.rows)]
+        return "\n\n".join([*parts, "\n".join(facts_of(self.rows))])
+
+
+def generalize(options: GeneralizeOptions, out: str | Path, say: Say = lambda line: None) -> Study:
+    """Return the study, made as far as it is missing.
+
+    Args:
+        options: what to train.
+        out: folder of all that is kept.
+        say: told of progress, a line each.
+
+    Returns:
+        The study; its files are in the folder.
+    """
+    folder, runs = Path(out), runs_of(options)
+    settings = list(dict.fromkeys(run.setting for run in runs))
+    for setting in settings:  # before anything is trained
+        if setting.seed == options.seed:
+            load_sets(setting)
+    missing = [one for one in settings if _read(folder, one) is None]
+    if len(missing) < len(settings):
+        say(f"{len(settings) - len(missing)} of {len(settings)} networks found")
+    _fill(folder, missing, options.jobs or os.cpu_count() or 1, say)
+    kept = {one: _read(folder, one) for one in settings}
+    return _told(options, folder, runs, [kept[run.setting] or {} for run in runs])
+
+
+def _fill(folder: Path, missing: Sequence[Setting], jobs: int, say: Say) -> None:
+    jobs = min(jobs, len(missing))
+    if jobs > 1:
+        work = Parallel(n_jobs=jobs, return_as="generator_unordered", batch_size=1)
+        made = work(delayed(_measured)(one) for one in missing)
+    else:
+        made = map(_measured, missing)
+    for number, (setting, record) in enumerate(made, 1):
+        write_json(_path(folder, setting), record)
+        say(f"{number} of {len(missing)} networks trained and measured")
+
+
+def _measured(setting: Setting) -> tuple[Setting, dict[str, Any]]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # of more cores, networks make better use than steps this small
+    try:
+        return setting, measure(setting)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _told(
+    options: GeneralizeOptions, folder: Path, runs: Sequence[Run], records: list[dict[str, Any]]
+) -> Study:
+    rows = rows_of([(r.knob, r.value, one) for r, one in zip(runs, records, strict=True)])
+    study = Study(rows, records, effects(rows), rank_correlations(rows))
+    write_jsonl(folder / "generalize.jsonl", rows)
+    summary = {
+        "version": VERSION,
+        "config": asdict(options),
+        "versions": dict(versions()),
+        "effects": [asdict(one) | {"through": one.through} for one in study.effects],
+        "rank_correlations": study.correlations,
+        "facts": facts_of(rows),
+    }
+    write_json(folder / "generalize.json", finite(summary))
+    return study
+
+
+def _path(folder: Path, setting: Setting) -> Path:
+    return folder / "runs" / f"{setting.name}.json"
+
+
+def _read(folder: Path, setting: Setting) -> dict[str, Any] | None:
+    """Return the record of a run; None if it is missing or was cut off."""
+    try:
+        content = json.loads(_path(folder, setting).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    whole = isinstance(content, dict) and content.get("version") == VERSION
+    same = whole and content.get("setting") == json.loads(json.dumps(asdict(setting)))
+    return content if same and content.get("status") in ("done", "diverged") else None

@@ -1,0 +1,113 @@
+"""What ``flatcl generalize`` can be told (no heavy imports here)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from flatcl.options import Options, data_option, names, option, size, widths
+
+
+def numbers(text: str) -> tuple[float, ...]:
+    """Return the numbers of a comma-separated list; a ValueError if one is none.
+
+    Args:
+        text: e.g. "0.1,0.2".
+
+    Returns:
+        The numbers.
+    """
+    return tuple(float(part) for part in names(text))
+
+
+def _knob(default: tuple[float, ...], meaning: str) -> tuple[float, ...]:
+    values: tuple[float, ...] = option(
+        default, f"{meaning}; nothing leaves the knob alone", numbers, metavar="X,X"
+    )
+    return values
+
+
+@dataclass(frozen=True, kw_only=True)
+class GeneralizeOptions(Options):
+    """Everything that ``flatcl generalize`` can be told; its fields are the command's options.
+
+    Network and training are those of Feng, Zhang & Tu (2023), but for the data; one knob is turned
+    at a time.
+
+    Raises:
+        OptionError: a value cannot be used; the message names it and what to give.
+    """
+
+    data: str = data_option()
+    seed: int = option(0, "of the first repeat: initial weights, batches, noise", int)
+    seeds: int = option(3, "repeats, consecutive seeds", int)
+    train_size: int | None = option(700, "training images where nothing else is said", size)
+    test_size: int = option(1000, "test images at most, the first", int)
+    hidden: tuple[int, ...] = option(
+        (30, 30),
+        "widths of the hidden layers; the weights between the last two are looked at",
+        widths,
+        metavar="N,N",
+    )
+    batch_size: int = option(25, "images a training step", int)
+    lr: float = option(0.1, "learning rate, constant, of plain SGD", float)
+    loss: float = option(1e-3, "train until the mean training loss is below this", float)
+    max_epochs: int = option(2000, "but no longer", int)
+    decay_epochs: int = option(
+        200, "weight decay, where there is any, ends after so many, for the loss to be reached", int
+    )
+    batch_sizes: tuple[float, ...] = _knob((10, 25, 50), "batch sizes to compare")
+    lrs: tuple[float, ...] = _knob((0.05, 0.1, 0.2), "learning rates to compare")
+    decays: tuple[float, ...] = _knob((0, 1e-3, 3e-3, 1e-2), "weight decays, β of β|w|²/2")
+    dropouts: tuple[float, ...] = _knob((0, 0.1, 0.2, 0.3), "dropout after the first hidden layer")
+    scales: tuple[float, ...] = _knob((1, 2, 3, 4), "factors on the initial weights")
+    train_sizes: tuple[float, ...] = _knob((350, 700, 1200), "numbers of training images")
+    noises: tuple[float, ...] = _knob(
+        (0, 0.05, 0.1), "wrongly labelled images trained on besides, as shares of the others"
+    )
+    jobs: int | None = option(None, "networks trained at the same time, one core each [cores]", int)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "hidden", tuple(self.hidden))
+        self._whole("seed", 0)
+        for name in ("seeds", "test_size", "batch_size", "max_epochs", "decay_epochs"):
+            self._whole(name, 1)
+        for name in ("train_size", "jobs"):
+            self._whole(name, 1, optional=True)
+        for name in ("lr", "loss"):
+            self._real(name)
+            if getattr(self, name) == 0:
+                self._refuse(name, "give a number above 0")
+        if not isinstance(self.data, str) or not self.data:
+            self._refuse("data", "give a name")
+        if len(self.hidden) < 2 or not all(isinstance(n, int) and n >= 1 for n in self.hidden):
+            self._refuse("hidden", "give two whole numbers or more, e.g. 30,30")
+        for name in ("batch_sizes", "train_sizes"):
+            self._knob_values(name, lambda v: v >= 1 and v == int(v), "whole numbers, 1 or more")
+        for name in ("lrs", "scales"):
+            self._knob_values(name, lambda v: v > 0, "numbers above 0")
+        self._knob_values("decays", lambda v: v >= 0, "numbers, 0 or more")
+        for name in ("dropouts", "noises"):
+            self._knob_values(name, lambda v: 0 <= v < 1, "numbers from 0 to below 1")
+
+    def _knob_values(self, name: str, good: object, wanted: str) -> None:
+        values = getattr(self, name)
+        try:
+            values = tuple(float(value) for value in values)
+        except (TypeError, ValueError):
+            self._refuse(name, f"give {wanted}")
+        if not all(abs(value) < float("inf") and good(value) for value in values):  # type: ignore[operator]
+            self._refuse(name, f"give {wanted}")
+        object.__setattr__(self, name, tuple(dict.fromkeys(values)))
+
+    def headline(self) -> str:
+        """Return one line that names the data, the network and the training.
+
+        Returns:
+            E.g. "digits, 700 images; mlp 30-30 without biases, sgd lr 0.1, batch 25; 3 seeds".
+        """
+        net = "-".join(map(str, self.hidden))
+        images = "all" if self.train_size is None else f"{self.train_size}"
+        return (
+            f"{self.data}, {images} images; mlp {net} without biases, sgd lr {self.lr:g}, batch "
+            f"{self.batch_size}, until loss < {self.loss:g}; {self.seeds} seeds from {self.seed}"
+        )
