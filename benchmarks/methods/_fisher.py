@@ -1,31 +1,31 @@
-"""The diagonal of the Fisher information, from the gradient of every single sample."""
+"""The Fisher information from the gradient of every single sample: its diagonal, its factors."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import TypeAlias, cast
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from benchmarks.methods._weights import flat, trainable
+from benchmarks.methods._layers import (
+    Layer,
+    from_matrix,
+    layers_of,
+    matrix_of,
+    output_rows,
+    trainable,
+)
+from benchmarks.methods._passes import layer_calls, sample_rows, task_batches
+from benchmarks.methods._weights import flat
 from flatcl.core.gradients import evaluation_mode
-from flatcl.errors import NonFiniteError, OptionError
-from flatcl.host import ensure_avalanche
-
-ensure_avalanche()
-
-from avalanche.models import avalanche_forward  # noqa: E402
 
 _CHUNK = 100  # samples at a time; per-sample gradients of a convolution are held for so many
+_BATCH = 256  # samples a backward pass of the factors; sums do not depend on it
 
 Directions = Callable[[Tensor, Tensor], Iterator[Tensor]]
 """From probabilities [n, C] and labels [n] to gradients of a log-likelihood by logits [n, C]."""
-
-_Layer: TypeAlias = nn.Linear | nn.Conv2d
-_Calls: TypeAlias = dict[_Layer, tuple[Tensor, Tensor]]
 
 
 def exact(probabilities: Tensor, labels: Tensor) -> Iterator[Tensor]:
@@ -79,133 +79,88 @@ def fisher_diagonal(
 
     In a linear layer the gradient of sample n is δ_n a_nᵀ, so that the squares of all samples sum
     to one matrix product, (δ²)ᵀ a²; in a convolution, or where a linear layer sees several
-    positions, the gradients are made for a chunk of samples. The model is in evaluation mode
+    places, the gradients are made for a chunk of samples. The model is in evaluation mode
     meanwhile; its ``.grad`` is not touched.
 
     Args:
-        model: a network of ``nn.Linear`` and ``nn.Conv2d`` with parameters nowhere else.
-        samples: inputs [n, ...], labels [n], task labels [n].
+        model: a network that ``layer_calls`` takes.
+        samples: inputs [n, ...], labels [n], task labels [n], on the model's device.
         directions: which log-likelihood: ``exact``, ``sampled`` or ``empirical``.
         chunk: samples at a time; the result does not depend on it.
 
     Returns:
         The diagonal [P], in the order of the trainable parameters, (nats/w)².
     """
-    layers = _layers(model)
-    squares: dict[Tensor, Tensor] = {w: torch.zeros_like(w) for w in trainable(model)}
-    device = next(iter(squares)).device
+    layers = layers_of(model)
+    squares = {name: torch.zeros_like(matrix_of(layer)) for name, layer in layers.items()}
     with evaluation_mode(model), torch.enable_grad():
-        for x, y, t in zip(*(torch.split(part, chunk) for part in samples), strict=True):
-            with _calls_of(layers) as calls:
-                logits = avalanche_forward(model, x.to(device), t)
-            _check(logits, layers, calls)
+        for batch in zip(*(torch.split(part, chunk) for part in samples), strict=True):
+            logits, calls = layer_calls(model, layers, batch)
             probabilities = logits.detach().softmax(dim=1)
-            _add(squares, logits, calls, directions(probabilities, y.to(device)))
-    return flat(squares.values()) / len(samples[1])
+            _add(squares, layers, logits, calls, directions(probabilities, batch[1]))
+    diagonal: dict[Tensor, Tensor] = {}
+    for name, layer in layers.items():
+        own = trainable(layer)
+        diagonal |= zip(own, from_matrix(squares[name], own), strict=True)
+    return flat(diagonal[w] for w in model.parameters() if w in diagonal) / len(samples[1])
 
 
 def _add(
-    squares: dict[Tensor, Tensor], logits: Tensor, calls: _Calls, directions: Iterator[Tensor]
+    squares: dict[str, Tensor],
+    layers: Mapping[str, Layer],
+    logits: Tensor,
+    calls: dict[str, tuple[Tensor, Tensor]],
+    directions: Iterator[Tensor],
 ) -> None:
     outputs = [output for _, output in calls.values()]
-    sums: dict[_Layer, Tensor] = {}
-    columns = {
-        layer: _columns(layer, a) for layer, (a, output) in calls.items() if output.dim() > 2
-    }
+    sums: dict[str, Tensor] = {}  # of δ² over directions, where there is one place
     for direction in directions:
-        deltas = torch.autograd.grad(
-            logits, outputs, direction, retain_graph=True, allow_unused=True
+        gradients = torch.autograd.grad(
+            logits, outputs, direction, retain_graph=True, allow_unused=True, materialize_grads=True
         )
-        for layer, delta in zip(calls, deltas, strict=True):
-            if delta is None:
-                continue
-            if layer in columns:
-                _add_positions(squares, layer, columns[layer], delta)
+        for (name, (rows, _)), gradient in zip(calls.items(), gradients, strict=True):
+            delta = output_rows(layers[name], gradient)
+            if rows.shape[1] == 1:
+                square = delta[:, 0].square()
+                sums[name] = sums[name] + square if name in sums else square
             else:
-                sums[layer] = sums.get(layer, torch.zeros_like(delta)) + delta.square()
-    for layer, total in sums.items():
-        if layer.weight in squares:
-            squares[layer.weight] += total.T @ calls[layer][0].square()
-        if layer.bias in squares:
-            squares[layer.bias] += total.sum(0)
+                squares[name] += torch.bmm(delta.mT, rows).square_().sum(0)
+    for name, total in sums.items():
+        squares[name] += total.T @ calls[name][0][:, 0].square()
 
 
-def _columns(layer: _Layer, a: Tensor) -> Tensor:
-    """Return what the layer's matrix acts on at every position [n, positions, in]."""
-    if isinstance(layer, nn.Conv2d):
-        padding = cast("tuple[int, ...]", layer.padding)
-        patches = functional.unfold(a, layer.kernel_size, layer.dilation, padding, layer.stride)
-        return patches.transpose(1, 2)
-    return a.flatten(1, -2)
+def kronecker_factors(
+    strategy: Any, layers: Mapping[str, Layer]
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """Return each layer's Fisher information, summed over the task's samples, as two factors.
+
+    The Fisher matrix of a layer's weights W [out, columns] is approximated by G ⊗ A, with a the
+    layer's inputs and g the gradients at its outputs of −log p(label), the labels drawn from the
+    network's own p. In a convolution A sums over places and G is the mean over them.
+
+    Source: Martens and Grosse 2015, arXiv 1503.05671; for convolutions Grosse and Martens 2016,
+    arXiv 1602.01407.
+
+    Args:
+        strategy: an Avalanche strategy in ``after_training_exp``.
+        layers: of its model.
+
+    Returns:
+        By name, without the layers that were not used, G, the mean of ggᵀ [out, out], and A,
+        Σ aaᵀ over the samples [columns, columns], both in float64.
+    """
+    sums: dict[str, tuple[Tensor, Tensor]] = {}
+    counts: dict[str, int] = {}
+    for batch in task_batches(strategy, _BATCH):
+        for name, both in sample_rows(strategy.model, layers, batch, _drawn_loss).items():
+            a, g = (rows.flatten(0, 1).double() for rows in both)
+            own = g.T @ g, a.T @ a
+            held = sums.get(name)
+            sums[name] = own if held is None else (held[0] + own[0], held[1] + own[1])
+            counts[name] = counts.get(name, 0) + len(g)
+    return {name: (G / counts[name], A) for name, (G, A) in sums.items()}
 
 
-def _add_positions(
-    squares: dict[Tensor, Tensor], layer: _Layer, columns: Tensor, delta: Tensor
-) -> None:
-    by_position = delta.flatten(2) if isinstance(layer, nn.Conv2d) else delta.flatten(1, -2).mT
-    if layer.weight in squares:
-        gradients = torch.bmm(by_position, columns)
-        squares[layer.weight] += gradients.square_().sum(0).view_as(layer.weight)
-    if layer.bias in squares:
-        squares[layer.bias] += by_position.sum(2).square_().sum(0)
-
-
-def _layers(model: nn.Module) -> list[_Layer]:
-    """Return the layers that have trainable parameters, or raise where one is not supported."""
-    layers: list[_Layer] = []
-    met: set[nn.Parameter] = set()
-    for name, layer in model.named_modules():
-        own = [weight for weight in layer.parameters(recurse=False) if weight.requires_grad]
-        plain = type(layer) is nn.Linear or (
-            type(layer) is nn.Conv2d
-            and layer.groups == 1
-            and layer.padding_mode == "zeros"
-            and not isinstance(layer.padding, str)
-        )
-        if own and not plain:
-            raise OptionError(
-                f"the Fisher diagonal of layer {name or 'model'!r} is not supported ({layer}): "
-                "take nn.Linear and plain nn.Conv2d, or freeze it"
-            )
-        if met.intersection(own):
-            raise OptionError(f"layer {name!r} shares a weight with another one: untie them")
-        met.update(own)
-        layers += [cast("_Layer", layer)] if own else []
-    if not layers:
-        raise OptionError("the network has no trainable parameter")
-    return layers
-
-
-@contextmanager
-def _calls_of(layers: Sequence[_Layer]) -> Iterator[_Calls]:
-    """Yield what each layer is called with and answers, filled in while the context lasts."""
-    calls: _Calls = {}
-
-    def keep(layer: _Layer, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        if layer in calls:
-            raise OptionError(f"{layer} is called twice in one pass: give each place its own layer")
-        calls[layer] = inputs[0].detach(), output
-        return output.clone()  # an in-place activation overwrites the clone
-
-    handles = [layer.register_forward_hook(keep) for layer in layers]
-    try:
-        yield calls
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _check(logits: Tensor, layers: Sequence[_Layer], calls: _Calls) -> None:
-    """Raise if a pass is not finite, mixes samples, or hides the use of a layer's weights."""
-    if not torch.isfinite(logits).all():
-        raise NonFiniteError("the network's outputs are not finite: lower lr or λ")
-    for layer, (a, _) in calls.items():
-        if len(a) != len(logits):
-            raise OptionError(f"{layer} mixes samples: their gradients cannot be told apart")
-    idle = [w for layer in layers if layer not in calls for w in layer.parameters()]
-    idle = [weight for weight in idle if weight.requires_grad]
-    if not idle:
-        return
-    found = torch.autograd.grad(logits.sum(), idle, retain_graph=True, allow_unused=True)
-    if any(gradient is not None for gradient in found):
-        raise OptionError("a layer's weights are used without calling the layer: call it")
+def _drawn_loss(logits: Tensor) -> Tensor:
+    labels = torch.multinomial(logits.detach().softmax(1), 1).squeeze(1)
+    return functional.cross_entropy(logits, labels, reduction="sum")

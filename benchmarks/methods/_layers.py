@@ -6,24 +6,16 @@ matrix's last column, the weight of an input that is always 1. Frozen parameters
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import Any, TypeAlias
+from collections.abc import Sequence
+from typing import TypeAlias, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils.data import DataLoader
 
-from flatcl.core.gradients import evaluation_mode
-from flatcl.errors import NonFiniteError, OptionError
-from flatcl.host import ensure_avalanche
-
-ensure_avalanche()
-from avalanche.models import avalanche_forward  # noqa: E402
+from flatcl.errors import OptionError
 
 Layer: TypeAlias = nn.Linear | nn.Conv2d
-Watch: TypeAlias = Callable[[str, Layer, Tensor, Tensor], None]
 
 
 def layers_of(model: nn.Module) -> dict[str, Layer]:
@@ -44,22 +36,23 @@ def layers_of(model: nn.Module) -> dict[str, Layer]:
         own = [p for p in module.parameters(recurse=False) if p.requires_grad]
         if not own:
             continue
-        if not isinstance(module, (nn.Linear, nn.Conv2d)):
+        shown = repr(name or "the model itself")
+        if type(module) not in (nn.Linear, nn.Conv2d):  # a subclass may compute something else
             raise OptionError(
-                f"layer {name or 'the model itself'!r} is a {type(module).__name__}: only Linear "
+                f"layer {shown} is a {type(module).__name__}: only Linear "
                 "and Conv2d layers are known, freeze it or take another method"
             )
         if isinstance(module, nn.Conv2d) and (
             module.groups != 1 or module.padding_mode != "zeros" or isinstance(module.padding, str)
         ):
             raise OptionError(
-                f"layer {name!r} has groups {module.groups} and padding {module.padding!r} of "
+                f"layer {shown} has groups {module.groups} and padding {module.padding!r} of "
                 f"{module.padding_mode}: only one group and a number of zeros are known"
             )
         if seen & {id(p) for p in own}:
-            raise OptionError(f"layer {name!r} shares a parameter with another: untie them")
+            raise OptionError(f"layer {shown} shares a parameter with another: untie them")
         seen |= {id(p) for p in own}
-        layers[name] = module
+        layers[name] = cast("Layer", module)
     if not layers:
         raise OptionError("the model has no trainable parameter: unfreeze one")
     return layers
@@ -170,104 +163,3 @@ def output_rows(layer: Layer, y: Tensor) -> Tensor:
     if isinstance(layer, nn.Conv2d):
         return y.flatten(2).transpose(1, 2)
     return y.reshape(len(y), -1, y.shape[-1])
-
-
-@contextmanager
-def watched(layers: Mapping[str, Layer], watch: Watch) -> Iterator[None]:
-    """Call ``watch`` with each layer's name, itself, its input and its output as it is used.
-
-    Args:
-        layers: of ``layers_of``.
-        watch: what is called.
-
-    Yields:
-        Nothing.
-    """
-    handles = []
-    for name, layer in layers.items():
-
-        def hook(module: Any, inputs: Any, output: Tensor, name: str = name) -> Tensor:
-            watch(name, module, inputs[0], output)
-            return output.clone()  # an activation in place must not overwrite what was watched
-
-        handles.append(layer.register_forward_hook(hook))
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def check_finite(outputs: Tensor) -> None:
-    """Raise a NonFiniteError if an output of the network is NaN or infinite.
-
-    Args:
-        outputs: of the network at the end of a task.
-    """
-    if not torch.isfinite(outputs).all():
-        raise NonFiniteError("the network's outputs are not finite at the end of a task: lower lr")
-
-
-def sample_rows(
-    model: nn.Module,
-    layers: Mapping[str, Layer],
-    batch: Sequence[Tensor],
-    scalar: Callable[[Tensor], Tensor],
-) -> dict[str, tuple[Tensor, Tensor]]:
-    """Return each layer's inputs, and the gradients at its outputs, of every sample.
-
-    A sample's gradient of its number with respect to a layer's matrix is the sum over places of
-    the product of both. Modules are in evaluation mode meanwhile.
-
-    Args:
-        model: the network; samples must not act on one another.
-        layers: of ``layers_of``.
-        batch: inputs first, task labels last.
-        scalar: sums one number a sample over the outputs.
-
-    Returns:
-        Rows [B, L, columns] and [B, L, out] by layer, without the layers that were not used.
-
-    Raises:
-        OptionError: a layer is used twice.
-    """
-    inputs: dict[str, Tensor] = {}
-    outputs: dict[str, Tensor] = {}
-
-    def watch(name: str, layer: Layer, x: Tensor, y: Tensor) -> None:
-        if name in inputs:
-            raise OptionError(f"layer {name!r} is used twice: give each use a layer of its own")
-        inputs[name], outputs[name] = input_rows(layer, x.detach()), y
-
-    with evaluation_mode(model), torch.enable_grad(), watched(layers, watch):
-        logits = avalanche_forward(model, batch[0], batch[-1])
-        check_finite(logits)
-        gradients = torch.autograd.grad(scalar(logits), list(outputs.values()))
-    return {
-        name: (inputs[name], output_rows(layers[name], gradient))
-        for name, gradient in zip(outputs, gradients, strict=True)
-    }
-
-
-def task_batches(strategy: Any, size: int, *, count: int | None = None) -> Iterator[list[Tensor]]:
-    """Yield batches (inputs, targets, …, task labels) of the task just trained.
-
-    Args:
-        strategy: an Avalanche strategy in ``after_training_exp``.
-        size: samples a batch.
-        count: how many samples, drawn at random without repetition; None for all, in order.
-
-    Yields:
-        Batches on the strategy's device.
-    """
-    data = strategy.experience.dataset
-    chosen = None if count is None else torch.randperm(len(data))[:count].tolist()
-    loader: DataLoader[Any] = DataLoader(
-        data,
-        batch_size=size,
-        sampler=chosen,
-        collate_fn=data.collate_fn,
-        generator=torch.Generator(),  # the loader's own draws are not the run's
-    )
-    for batch in loader:
-        yield [part.to(strategy.device) for part in batch]

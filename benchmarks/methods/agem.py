@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from benchmarks.methods._samples import random_samples
+from benchmarks.methods._passes import task_batches
 from benchmarks.methods._weights import flat, gradient_of, trainable
 from flatcl.host import ensure_avalanche
 from flatcl.rivals import Rival
@@ -95,7 +95,8 @@ class AGEM(SupervisedPlugin):
         shares = [share + (task < more) for task in range(tasks)]
         kept = list(zip(*(torch.split(part, self.counts) for part in self.samples), strict=True))
         if shares[-1] > 0:
-            kept.append(tuple(random_samples(strategy.experience.dataset, shares[-1])))
+            x, y, *_, t = next(task_batches(strategy, shares[-1], count=shares[-1]))
+            kept.append((x, y, t))
         else:
             kept.append(tuple(part[:0] for part in self.samples))
         kept = [

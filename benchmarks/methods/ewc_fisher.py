@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from benchmarks.methods._fisher import Directions, empirical, exact, fisher_diagonal, sampled
-from benchmarks.methods._samples import random_samples
+from benchmarks.methods._passes import task_batches
 from benchmarks.methods._weights import QuadraticPenalty, weights_of
 from flatcl.errors import OptionError
 from flatcl.host import ensure_avalanche
@@ -76,8 +76,8 @@ class FisherEWC(QuadraticPenalty):
                 f"the loss is {strategy._criterion}: the Fisher information here is that of a "
                 "softmax, give nn.CrossEntropyLoss()"
             )
-        samples = random_samples(strategy.experience.dataset, FISHER_SAMPLES)
-        fisher = fisher_diagonal(strategy.model, samples, self.directions)
+        x, y, *_, t = next(task_batches(strategy, FISHER_SAMPLES, count=FISHER_SAMPLES))
+        fisher = fisher_diagonal(strategy.model, (x, y, t), self.directions)
         weights = weights_of(strategy.model)
         if self.anchor is None or self.importance is None:
             self.anchor, self.importance = weights, fisher

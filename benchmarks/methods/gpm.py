@@ -5,15 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from benchmarks.methods._layers import (
-    Layer,
-    check_finite,
-    input_rows,
-    layers_of,
-    task_batches,
-    watched,
-)
-from benchmarks.methods._projected_steps import ProjectedSteps
+from benchmarks.methods._layers import Layer, input_rows, layers_of
+from benchmarks.methods._passes import check_finite, task_batches, watched
+from benchmarks.methods._steps import ProjectedSteps
 from flatcl.core.gradients import evaluation_mode
 from flatcl.errors import OptionError
 from flatcl.host import ensure_avalanche
@@ -70,7 +64,7 @@ class GradientProjection(ProjectedSteps):
         """Return the layers with a basis."""
         return [name for name, basis in self.bases.items() if basis.shape[1]]
 
-    def projected(self, moves: dict[str, Tensor]) -> dict[str, Tensor]:
+    def shaped(self, moves: dict[str, Tensor]) -> dict[str, Tensor]:
         """Return the part that acts on no input in the bases."""
         return {name: _outside(move, self.bases[name]) for name, move in moves.items()}
 

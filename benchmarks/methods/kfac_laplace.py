@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
-from benchmarks.methods._layers import layers_of, sample_rows, task_batches, to_matrix, trainable
+from benchmarks.methods._fisher import kronecker_factors
+from benchmarks.methods._layers import layers_of, matrix_of
 from flatcl.host import ensure_avalanche
 from flatcl.rivals import Rival
 
 ensure_avalanche()
 from avalanche.training.plugins import SupervisedPlugin  # noqa: E402
 from avalanche.training.templates import SupervisedTemplate  # noqa: E402
-
-_BATCH = 256  # samples a backward pass; sums do not depend on it
 
 
 class KroneckerLaplace(SupervisedPlugin):  # type: ignore[misc]  # Avalanche ships no types
@@ -54,7 +52,7 @@ class KroneckerLaplace(SupervisedPlugin):  # type: ignore[misc]  # Avalanche shi
     def before_backward(self, strategy: SupervisedTemplate, **kwargs: object) -> None:
         """Add the penalty to ``strategy.loss``, from the second task on."""
         for name, (G, A) in self.factors.items():
-            weight = to_matrix(trainable(strategy.model.get_submodule(name)))
+            weight = matrix_of(strategy.model.get_submodule(name), attached=True)
             penalty = quadratic(weight - self.anchors[name], G, A)
             strategy.loss = strategy.loss + self.strength * penalty
 
@@ -67,22 +65,16 @@ class KroneckerLaplace(SupervisedPlugin):  # type: ignore[misc]  # Avalanche shi
                 pair = merge(G, A) if self.merged else (G, A)
             self.factors[name] = pair
         self.anchors = {
-            name: to_matrix(trainable(strategy.model.get_submodule(name))).detach()
-            for name in self.factors
+            name: matrix_of(strategy.model.get_submodule(name)) for name in self.factors
         }
 
     def _curvature(self, strategy: SupervisedTemplate) -> dict[str, tuple[Tensor, Tensor]]:
         layers = layers_of(strategy.model)
-        sums: dict[str, tuple[Tensor, Tensor]] = {}
-        count = 0
-        for batch in task_batches(strategy, _BATCH):
-            count += len(batch[0])
-            rows = sample_rows(strategy.model, layers, batch, _drawn_loss)
-            for name, (x, g) in rows.items():
-                own = _gram(g) / g.shape[1], _gram(x)
-                held = sums.get(name)
-                sums[name] = own if held is None else (held[0] + own[0], held[1] + own[1])
-        return {name: (G[None] / count, A[None] / count) for name, (G, A) in sums.items()}
+        count = len(strategy.experience.dataset)
+        return {
+            name: (G[None].to(layers[name].weight), (A[None] / count).to(layers[name].weight))
+            for name, (G, A) in kronecker_factors(strategy, layers).items()
+        }
 
 
 def quadratic(move: Tensor, G: Tensor, A: Tensor) -> Tensor:
@@ -117,16 +109,6 @@ def merge(G: Tensor, A: Tensor) -> tuple[Tensor, Tensor]:
         scale * torch.einsum("t,tij->ij", of_A, G)[None],
         scale * torch.einsum("t,tij->ij", of_G, A)[None],
     )
-
-
-def _gram(rows: Tensor) -> Tensor:
-    flat = rows.flatten(0, 1)
-    return flat.T @ flat
-
-
-def _drawn_loss(logits: Tensor) -> Tensor:
-    labels = torch.multinomial(logits.detach().softmax(1), 1).squeeze(1)
-    return functional.cross_entropy(logits, labels, reduction="sum")
 
 
 RIVAL = Rival(

@@ -2,29 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
-from functools import partial
-from typing import Any
+from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch import Tensor
 
-from benchmarks.methods._layers import assign_, input_rows, layers_of, matrix_of
-from flatcl.core.gradients import evaluation_mode
+from benchmarks.methods._fisher import kronecker_factors
+from benchmarks.methods._layers import layers_of, matrix_of
+from benchmarks.methods._steps import ShapedSteps
 from flatcl.errors import OptionError
 from flatcl.host import ensure_avalanche
 from flatcl.rivals import Rival
 
 ensure_avalanche()
 
-from avalanche.models import avalanche_forward  # noqa: E402
-from avalanche.training.plugins import SupervisedPlugin  # noqa: E402
 from avalanche.training.templates import SupervisedTemplate  # noqa: E402
 
-_CHUNK = 256  # samples a pass of the Fisher; it changes no result
 _ROUNDS = 200  # of the fixed point; about ten suffice
 _TOLERANCE = 1e-10
 
@@ -38,17 +31,7 @@ class _Prior:
     mean: Tensor  # [out, d]
 
 
-@dataclass
-class _Sums:
-    """A task's Fisher as right ⊗ left, while it is gathered."""
-
-    left: Tensor
-    right: Tensor
-    rows: int = 0
-    inputs: list[Tensor] = field(default_factory=list)
-
-
-class NCLPlugin(SupervisedPlugin):
+class NCLPlugin(ShapedSteps):
     """Laplace's posterior as prior of the next task, and steps in its metric.
 
     With N the task's samples, L its mean loss and Λ the prior's precision about w*, the loss is
@@ -84,7 +67,17 @@ class NCLPlugin(SupervisedPlugin):
         self.precision = precision
         self.priors: dict[str, _Prior] = {}
         self._inverses: dict[str, tuple[Tensor, Tensor]] = {}
-        self._before: dict[str, Tensor] = {}
+
+    def constrained(self) -> list[str]:
+        """Return the layers with a precision left behind by earlier tasks."""
+        return list(self._inverses)
+
+    def shaped(self, moves: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return the moves multiplied by p Λ⁻¹."""
+        inverses = self._inverses
+        return {
+            name: inverses[name][0] @ (move @ inverses[name][1]) for name, move in moves.items()
+        }
 
     def before_training_exp(self, strategy: SupervisedTemplate, **kwargs: object) -> None:
         """Invert the precisions, once a task."""
@@ -111,26 +104,10 @@ class NCLPlugin(SupervisedPlugin):
             value = (away * pull).sum() / (2 * samples)
             strategy.loss = strategy.loss + value + (along - along.detach())
 
-    @torch.no_grad()
-    def before_update(self, strategy: SupervisedTemplate, **kwargs: object) -> None:
-        """Keep the weights that the step starts from, from the second task on."""
-        for name, layer in layers_of(strategy.model).items():
-            if name in self._inverses:
-                self._before[name] = matrix_of(layer)
-
-    @torch.no_grad()
-    def after_update(self, strategy: SupervisedTemplate, **kwargs: object) -> None:
-        """Multiply the step by p Λ⁻¹."""
-        for name, layer in layers_of(strategy.model).items():
-            if name in self._before:
-                before = self._before.pop(name)
-                left, right = self._inverses[name]
-                assign_(layer, before + left @ ((matrix_of(layer) - before) @ right))
-
     def after_training_exp(self, strategy: SupervisedTemplate, **kwargs: object) -> None:
         """Add the task's Fisher to the precisions, and move their means to the weights."""
         layers = layers_of(strategy.model)
-        for name, (left, right) in fisher(strategy, layers).items():
+        for name, (left, right) in kronecker_factors(strategy, layers).items():
             prior = self.priors.get(name)
             if prior is None:
                 half = self.precision**0.5
@@ -141,59 +118,6 @@ class NCLPlugin(SupervisedPlugin):
             mean = matrix_of(layers[name])
             self.priors[name] = _Prior(new_left.to(mean), new_right.to(mean), mean)
         self._inverses = {}
-
-
-def fisher(
-    strategy: SupervisedTemplate, layers: dict[str, nn.Linear | nn.Conv2d]
-) -> dict[str, tuple[Tensor, Tensor]]:
-    """Return each layer's Fisher information, summed over the task's samples, as two factors.
-
-    Args:
-        strategy: after training on the task.
-        layers: of its model.
-
-    Returns:
-        By layer, Σ_n aaᵀ [d, d] last and the mean of ggᵀ [out, out] first, float64; a the
-        inputs, g the gradient of −log p(label) with a label drawn from the network's own p.
-    """
-    model, data = strategy.model, strategy.experience.dataset
-    batches = DataLoader(data, batch_size=_CHUNK, collate_fn=data.collate_fn)
-    sums: dict[str, _Sums] = {}
-    with evaluation_mode(model), _watched(layers, sums), torch.enable_grad():
-        for batch in batches:
-            logits = avalanche_forward(model, batch[0].to(strategy.device), batch[-1])
-            chances = logits.log_softmax(1)
-            labels = torch.multinomial(chances.detach().exp(), 1)
-            weights = [layer.weight for layer in layers.values() if layer.weight.requires_grad]
-            weights += [
-                layer.bias
-                for layer in layers.values()
-                if layer.bias is not None and layer.bias.requires_grad
-            ]
-            torch.autograd.grad(-chances.gather(1, labels).sum(), weights, allow_unused=True)
-    return {name: (s.left / s.rows, s.right) for name, s in sums.items() if s.rows}
-
-
-@contextmanager
-def _watched(layers: dict[str, nn.Linear | nn.Conv2d], sums: dict[str, _Sums]) -> Iterator[None]:
-    def gradient(name: str, layer: nn.Module, outer: Tensor) -> None:
-        out = outer.movedim(1, -1) if isinstance(layer, nn.Conv2d) else outer
-        rows = out.reshape(-1, out.shape[-1]).double()
-        sums[name].left.addmm_(rows.T, rows)
-        sums[name].rows += len(rows)
-
-    def forward(name: str, layer: Any, args: tuple[Any, ...], out: Tensor) -> None:
-        rows = input_rows(layer, args[0].detach()).flatten(0, 1).double()
-        if name not in sums:
-            left = rows.new_zeros(len(layer.weight), len(layer.weight))
-            sums[name] = _Sums(left, rows.new_zeros(rows.shape[1], rows.shape[1]))
-        sums[name].right.addmm_(rows.T, rows)
-        out.register_hook(partial(gradient, name, layer))
-
-    with ExitStack() as stack:
-        for name, layer in layers.items():
-            stack.callback(layer.register_forward_hook(partial(forward, name)).remove)
-        yield
 
 
 def nearest_product(

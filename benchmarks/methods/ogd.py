@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from benchmarks.methods._layers import layers_of, sample_rows, task_batches
-from benchmarks.methods._projected_steps import ProjectedSteps
+from benchmarks.methods._layers import layers_of
+from benchmarks.methods._passes import sample_rows, task_batches
+from benchmarks.methods._steps import ProjectedSteps
 from flatcl.errors import OptionError
 from flatcl.host import ensure_avalanche
 from flatcl.rivals import Rival
@@ -138,7 +139,7 @@ class OrthogonalGradients(ProjectedSteps):
         """Return the layers that gradients are stored of."""
         return list(self.stored)
 
-    def projected(self, moves: dict[str, Tensor]) -> dict[str, Tensor]:
+    def shaped(self, moves: dict[str, Tensor]) -> dict[str, Tensor]:
         """Return the part that is orthogonal to all stored gradients."""
         products = [stored.along(moves[name]) for name, stored in self.stored.items()]
         weights = self.mixing.T @ (self.mixing @ torch.stack(products).sum(0))

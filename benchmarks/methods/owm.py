@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any
-
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader
 
-from benchmarks.methods._layers import assign_, input_rows, layers_of, matrix_of
+from benchmarks.methods._layers import Layer, input_rows, layers_of
+from benchmarks.methods._passes import check_finite, watched
+from benchmarks.methods._steps import ShapedSteps
 from flatcl.core.gradients import evaluation_mode
 from flatcl.errors import OptionError
 from flatcl.host import ensure_avalanche
@@ -19,11 +17,10 @@ from flatcl.rivals import Rival
 ensure_avalanche()
 
 from avalanche.models import avalanche_forward  # noqa: E402
-from avalanche.training.plugins import SupervisedPlugin  # noqa: E402
 from avalanche.training.templates import SupervisedTemplate  # noqa: E402
 
 
-class OWMPlugin(SupervisedPlugin):
+class OWMPlugin(ShapedSteps):
     """Multiplies each layer's step by a projector P that the layer's earlier inputs shrink.
 
     With A [d, n] the mean inputs of the n batches of all finished tasks, a bias being one more
@@ -60,27 +57,18 @@ class OWMPlugin(SupervisedPlugin):
             raise OptionError(f"alpha is {alpha}: give a number > 0")
         self.alpha = alpha
         self.projectors: dict[str, Tensor] = {}
-        self._before: dict[str, Tensor] = {}
+
+    def constrained(self) -> list[str]:
+        """Return the layers with a projector."""
+        return list(self.projectors)
+
+    def shaped(self, moves: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return the moves multiplied by the projectors."""
+        return {name: move @ self.projectors[name] for name, move in moves.items()}
 
     def before_training_exp(self, strategy: SupervisedTemplate, **kwargs: object) -> None:
         """Refuse a network with a layer that cannot be projected."""
         layers_of(strategy.model)
-
-    @torch.no_grad()
-    def before_update(self, strategy: SupervisedTemplate, **kwargs: object) -> None:
-        """Keep the weights that the step starts from, from the second task on."""
-        for name, layer in layers_of(strategy.model).items():
-            if name in self.projectors:
-                self._before[name] = matrix_of(layer)
-
-    @torch.no_grad()
-    def after_update(self, strategy: SupervisedTemplate, **kwargs: object) -> None:
-        """Project the step."""
-        for name, layer in layers_of(strategy.model).items():
-            if name in self._before:
-                before = self._before.pop(name)
-                step = (matrix_of(layer) - before) @ self.projectors[name]
-                assign_(layer, before + step)
 
     @torch.no_grad()
     def after_training_exp(self, strategy: SupervisedTemplate, **kwargs: object) -> None:
@@ -91,9 +79,16 @@ class OWMPlugin(SupervisedPlugin):
             data, batch_size=strategy.train_mb_size, shuffle=True, collate_fn=data.collate_fn
         )
         squares: dict[str, Tensor] = {}
-        with evaluation_mode(model), _watched(layers, squares):
+
+        def watch(name: str, layer: Layer, x: Tensor, _: Tensor) -> None:
+            rows = input_rows(layer, x.mean(0, keepdim=True))[0].double()
+            if name not in squares:
+                squares[name] = rows.new_zeros(rows.shape[1], rows.shape[1])
+            squares[name].addmm_(rows.T, rows)
+
+        with evaluation_mode(model), watched(layers, watch):
             for batch in batches:
-                avalanche_forward(model, batch[0].to(strategy.device), batch[-1])
+                check_finite(avalanche_forward(model, batch[0].to(strategy.device), batch[-1]))
         for name, square in squares.items():
             old = self.projectors.get(name)
             new = shrunk(old, square, self.alpha)
@@ -120,27 +115,6 @@ def shrunk(projector: Tensor | None, squares: Tensor, alpha: float) -> Tensor:
     inner = torch.linalg.cholesky(identity + factor.T @ squares @ factor / alpha)
     root = torch.linalg.solve_triangular(inner, factor.T, upper=False)
     return root.T @ root
-
-
-@contextmanager
-def _watched(
-    layers: dict[str, nn.Linear | nn.Conv2d], squares: dict[str, Tensor]
-) -> Iterator[None]:
-    def add(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
-        def hook(layer: Any, args: tuple[Any, ...]) -> None:
-            rows = input_rows(layer, args[0].mean(0, keepdim=True))[0].double()
-            if name not in squares:
-                squares[name] = rows.new_zeros(rows.shape[1], rows.shape[1])
-            squares[name].addmm_(rows.T, rows)
-
-        return hook
-
-    handles = [layer.register_forward_pre_hook(add(name)) for name, layer in layers.items()]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 RIVAL = Rival("owm", "alpha", (0.01, 0.1, 1.0, 10.0, 100.0), lambda value, _: [OWMPlugin(value)])

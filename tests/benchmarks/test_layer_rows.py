@@ -14,8 +14,8 @@ from benchmarks.methods._layers import (
     output_rows,
     to_matrix,
     trainable,
-    watched,
 )
+from benchmarks.methods._passes import watched
 from flatcl.errors import OptionError
 
 LAYERS = [
@@ -70,6 +70,13 @@ def test_a_watched_output_survives_an_activation_in_place() -> None:
     assert len(seen["0"]) == 50  # the hook is gone
 
 
+class Scaled(nn.Linear):
+    """Not the product of its input rows and its matrix."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * super().forward(x)
+
+
 def tied() -> nn.Module:
     first, second = nn.Linear(3, 3), nn.Linear(3, 3)
     second.weight = first.weight
@@ -80,6 +87,7 @@ def tied() -> nn.Module:
     ("model", "message"),
     [
         (nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)), r"^layer '1' is a BatchNorm1d: only"),
+        (Scaled(2, 2), r"^layer 'the model itself' is a Scaled: only"),
         (nn.Sequential(nn.Conv2d(2, 2, 3, groups=2)), "groups 2"),
         (nn.Sequential(nn.Conv2d(2, 2, 3, padding="same")), "padding 'same'"),
         (nn.Sequential(nn.Conv2d(2, 2, 3, padding=1, padding_mode="circular")), "of circular"),

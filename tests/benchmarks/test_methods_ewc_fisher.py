@@ -24,7 +24,7 @@ from torch.nn import functional
 
 from benchmarks.methods import ewc_fisher
 from benchmarks.methods._fisher import Directions, empirical, exact, fisher_diagonal, sampled
-from benchmarks.methods._samples import random_samples
+from benchmarks.methods._passes import task_batches
 from benchmarks.methods.ewc_fisher import RIVALS, FisherEWC
 from flatcl.errors import NonFiniteError, OptionError
 from flatcl.models import TaskSlice
@@ -178,11 +178,11 @@ def mixing() -> nn.Module:
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: nn.Sequential(nn.Linear(8, 3), nn.LayerNorm(3)), "layer '1' is not supported"),
-        (lambda: nn.Sequential(nn.Unflatten(1, (2, 4)), nn.Conv1d(2, 1, 2)), "'1' is not"),
-        (lambda: nn.Conv2d(2, 2, 1, groups=2), "'model' is not supported"),
-        (twice, "is called twice"),
-        (tied, "layer '1' shares a weight"),
+        (lambda: nn.Sequential(nn.Linear(8, 3), nn.LayerNorm(3)), "layer '1' is a LayerNorm: only"),
+        (lambda: nn.Sequential(nn.Unflatten(1, (2, 4)), nn.Conv1d(2, 1, 2)), "'1' is a Conv1d"),
+        (lambda: nn.Conv2d(2, 2, 1, groups=2), "'the model itself' has groups 2"),
+        (twice, "is used twice"),
+        (tied, "layer '1' shares a parameter"),
         (Hidden, "used without calling the layer"),
         (mixing, "mixes samples"),
         (lambda: nn.Linear(8, 3).requires_grad_(False), "no trainable parameter"),
@@ -210,7 +210,7 @@ def test_the_sum_over_tasks_is_exact_in_constant_memory(stream: Stream) -> None:
         strategy.experience = experience
         with torch.no_grad():
             model.get_parameter("2.weight").add_(0.3 * number)
-        samples = random_samples(experience.dataset, SAMPLES)
+        (samples,) = task_batches(strategy, SAMPLES, count=SAMPLES)
         terms.append((fisher_diagonal(model, samples, empirical), flat(model[2])))
         plugin.after_training_exp(strategy)
     assert bytes_held(strategy) == 2 * 4 * 12
@@ -247,10 +247,12 @@ def test_importance_does_not_depend_on_the_training_batch(stream: Stream) -> Non
 def test_samples_are_drawn_once_each_and_no_more_than_asked_for(
     stream: Stream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    data = stream.benchmark.train_stream[0].dataset
-    x, y, t = random_samples(data, 10)
+    strategy = plugged(FisherEWC(1.0, exact), network())
+    strategy.experience = stream.benchmark.train_stream[0]
+    ((x, y, t),) = task_batches(strategy, 10, count=10)
     assert len(x) == len(y) == len(t) == len(torch.unique(x, dim=0)) == 10
-    assert len(random_samples(data, 1000)[0]) == SAMPLES
+    ((x, _, _),) = task_batches(strategy, 1000, count=1000)
+    assert len(x) == SAMPLES
     asked: list[int] = []
 
     def measured(model: nn.Module, samples: Sequence[Tensor], _: object) -> Tensor:

@@ -12,8 +12,9 @@ from blobs import trained as naive_weights
 from digit_streams import digits, network_for, run
 from torch import Tensor, nn
 
-from benchmarks.methods import kfac_laplace
-from benchmarks.methods._layers import layers_of, sample_rows, to_matrix, trainable
+from benchmarks.methods import _fisher
+from benchmarks.methods._layers import layers_of, to_matrix, trainable
+from benchmarks.methods._passes import sample_rows
 from benchmarks.methods.kfac_laplace import RIVAL, KroneckerLaplace, merge, quadratic
 from flatcl.errors import NonFiniteError, OptionError
 from flatcl.footprint import bytes_held
@@ -124,7 +125,7 @@ class _Data(list[tuple[Tensor, int, int]]):
 def test_a_convolution_sums_inputs_over_places_and_takes_the_mean_of_gradients(
     generator: torch.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(kfac_laplace, "_drawn_loss", lambda logits: logits.square().sum())
+    monkeypatch.setattr(_fisher, "_drawn_loss", lambda logits: logits.square().sum())
     torch.manual_seed(0)
     layer = nn.Conv2d(1, 2, 2, bias=False)
     model = nn.Sequential(layer, nn.Flatten())
@@ -181,8 +182,8 @@ def test_the_factors_do_not_depend_on_the_batches(
 ) -> None:
     found = []
     for size in (SAMPLES, 7):
-        monkeypatch.setattr(kfac_laplace, "_BATCH", size)
-        monkeypatch.setattr(kfac_laplace, "_drawn_loss", lambda logits: logits[:, 0].square().sum())
+        monkeypatch.setattr(_fisher, "_BATCH", size)
+        monkeypatch.setattr(_fisher, "_drawn_loss", lambda logits: logits[:, 0].square().sum())
         plugin = KroneckerLaplace(1.0)
         strategy = plugged(plugin, network())
         strategy.experience = stream.benchmark.train_stream[0]

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim import SGD
 
-from benchmarks.methods import ncl
+from benchmarks.methods import _fisher, ncl
+from benchmarks.methods._fisher import kronecker_factors
 from benchmarks.methods._layers import layers_of, matrix_of
-from benchmarks.methods.ncl import RIVAL, NCLPlugin, fisher, nearest_product
+from benchmarks.methods.ncl import RIVAL, NCLPlugin, nearest_product
 from flatcl.errors import OptionError
 from flatcl.footprint import bytes_held
 from flatcl.models import make_model
@@ -73,12 +74,12 @@ def test_a_sum_that_is_a_product_is_found_exactly(generator: torch.Generator) ->
 def test_fisher_of_a_linear_layer_by_hand(
     stream: Stream, chunk: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ncl, "_CHUNK", chunk)
+    monkeypatch.setattr(_fisher, "_BATCH", chunk)
     monkeypatch.setattr(torch, "multinomial", lambda p, n: p.argmax(1, keepdim=True))
     model = network()
     strategy, _ = made(model, 1.0)
     strategy.experience = stream.benchmark.train_stream[0]
-    found = fisher(strategy, layers_of(model))
+    found = kronecker_factors(strategy, layers_of(model))
     x, _ = data_of(stream)
     hidden = model[:2](x)
     logits = model[2](hidden)
@@ -105,7 +106,7 @@ def test_fisher_of_a_convolution_of_one_place_is_that_of_a_linear_layer() -> Non
         torch.manual_seed(2)
         strategy, _ = made(model, 1.0)
         strategy.experience = stream.benchmark.train_stream[0]
-        factors.append(next(iter(fisher(strategy, layers_of(model)).values())))
+        factors.append(next(iter(kronecker_factors(strategy, layers_of(model)).values())))
     for first, second in zip(*factors, strict=True):
         torch.testing.assert_close(first, second, rtol=1e-5, atol=1e-6)
 
