@@ -9,6 +9,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 from flatcl.errors import DataError, OptionError
 
@@ -19,6 +20,8 @@ _QUANTITIES = {
     "ratio": "$r_n$, 1 if unrelated",
     "contribution": "share of the gap",
 }
+_COLUMNS = 4
+
 Records = Sequence[Mapping[str, Any]]
 
 
@@ -104,6 +107,10 @@ def plot_knobs(rows: Records, ax: Axes | None = None) -> Axes:
         )
     ax.set_xscale("log")
     ax.set_yscale("log")
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.set_minor_formatter(NullFormatter())
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.set_major_formatter(StrMethodFormatter("{x:g}"))
     ax.set(xlabel="$Σ_n σ_{g,n} σ_{w,n}$ (nats)", ylabel="generalisation gap (nats)")
     ax.grid(alpha=0.3, linewidth=0.6, which="both")
     ax.legend(frameon=False, fontsize=7)
@@ -121,22 +128,27 @@ def plot_study(rows: Records, records: Records) -> Figure:
         The figure.
     """
     knobs = list(dict.fromkeys(row["knob"] for row in rows))
-    figure = Figure(figsize=(3.4 * (len(knobs) + 1), 6.4), layout="constrained")
-    panels = figure.subplots(2, len(knobs) + 1, squeeze=False)
-    for column, knob in enumerate(knobs):
+    bands = -(-(len(knobs) + 1) // _COLUMNS)  # the last place has what is said of all networks
+    figure = Figure(figsize=(3.6 * _COLUMNS, 5.8 * bands), layout="constrained")
+    panels = figure.subplots(2 * bands, _COLUMNS, squeeze=False)
+    for panel in panels.flat:
+        panel.set_axis_off()
+    for number, knob in enumerate(knobs):
         groups: dict[str, list[Mapping[str, Any]]] = {}
         for row, record in zip(rows, records, strict=True):
             if row["knob"] == knob and row["status"] == "done" and row["reached"]:
                 groups.setdefault(f"{row['value']:g}", []).append(record)
+        band, column = divmod(number, _COLUMNS)
         for line, quantity in enumerate(("sharpness", "size")):
-            panel = panels[line, column]
-            panel.set_title(knob, fontsize=10)
+            panel = panels[2 * band + line, column]
             if groups:
+                panel.set_axis_on()
+                panel.set_title(knob, fontsize=10)
                 plot_profile(groups, quantity, panel)
-            else:
-                panel.set_axis_off()
-    plot_knobs(rows, panels[0, -1])
-    groups = {"all networks": [r for r in records if r.get("status") == "done"]}
-    if groups["all networks"]:
-        plot_profile(groups, "ratio", panels[1, -1])
+    done = [record for record in records if record.get("status") == "done"]
+    if done:
+        for panel in panels[-2:, -1]:
+            panel.set_axis_on()
+        plot_knobs(rows, panels[-2, -1])
+        plot_profile({"all networks": done}, "ratio", panels[-1, -1])
     return figure

@@ -1,14 +1,15 @@
 """``flatcl generalize``: which knob of training acts through sharpness, which through size.
 
-``OUT/runs/*.json`` (one a trained network, named by a hash of its setting) → ``OUT/generalize.jsonl``
-(one row a network and knob) → ``OUT/generalize.json``. Each is whole or absent; a network that is
-there is not trained again.
+``OUT/runs/*.json`` (one a trained network, named by a hash of its setting) →
+``OUT/generalize.jsonl`` (one row a network and knob) → ``OUT/generalize.json``. Each is whole or
+absent; a network that is there is not trained again.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,7 +19,8 @@ import torch
 from joblib import Parallel, delayed
 
 from flatcl.generalize_options import GeneralizeOptions
-from flatcl.generalize_runs import VERSION, Run, Setting, load_sets, measure, runs_of
+from flatcl.generalize_runs import measure
+from flatcl.generalize_settings import VERSION, Run, Setting, runs_of
 from flatcl.generalize_summary import (
     Effect,
     correlations_table,
@@ -28,8 +30,11 @@ from flatcl.generalize_summary import (
     rank_correlations,
     rows_of,
 )
+from flatcl.generalize_training import load_sets
 from flatcl.io import finite, write_json, write_jsonl
 from flatcl.records import versions
+
+_EVERY = 10.0  # seconds from one line of progress to the next
 
 Say = Callable[[str], None]
 
@@ -87,9 +92,15 @@ def _fill(folder: Path, missing: Sequence[Setting], jobs: int, say: Say) -> None
         made = work(delayed(_measured)(one) for one in missing)
     else:
         made = map(_measured, missing)
+    begun = said = time.monotonic()
     for number, (setting, record) in enumerate(made, 1):
         write_json(_path(folder, setting), record)
-        say(f"{number} of {len(missing)} networks trained and measured")
+        left = (time.monotonic() - begun) / number * (len(missing) - number)
+        if number == len(missing) or time.monotonic() - said > _EVERY:
+            said = time.monotonic()
+            say(
+                f"{number} of {len(missing)} networks trained and measured; about {left:.0f} s left"
+            )
 
 
 def _measured(setting: Setting) -> tuple[Setting, dict[str, Any]]:

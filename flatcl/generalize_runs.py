@@ -2,273 +2,24 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 import time
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
-from functools import lru_cache
+from dataclasses import asdict
 from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
-from flatcl.data import load_images, stratified_split
 from flatcl.duality import Decomposition, Gap, generalization_gap
-from flatcl.errors import DataError, NonFiniteError
-from flatcl.generalize_options import GeneralizeOptions
+from flatcl.errors import NonFiniteError
+from flatcl.generalize_settings import VERSION, Setting
+from flatcl.generalize_training import Sets, fit_network, load_sets
 from flatcl.io import finite
-from flatcl.plain_network import descend_, plain_network
 from flatcl.seeds import derive_seed
 
-VERSION = 1
 SHARP = 10  # directions of the largest curvature that stand for the sharp ones
 _BINS = 30  # of ranks, evenly in their logarithm: a profile's points
-
-KNOBS = {
-    "batch size": "batch_sizes",
-    "learning rate": "lrs",
-    "weight decay": "decays",
-    "dropout": "dropouts",
-    "initial scale": "scales",
-    "training images": "train_sizes",
-    "label noise": "noises",
-}
-"""Knobs and the options that list their values."""
-
-_FIELDS = dict(
-    zip(
-        KNOBS,
-        ("batch_size", "lr", "decay", "dropout", "scale", "train_size", "noise"),
-        strict=True,
-    )
-)
-_images = lru_cache(maxsize=1)(load_images)
-
-
-@dataclass(frozen=True)
-class Setting:
-    """How one network is made.
-
-    Attributes:
-        data: name of the images.
-        hidden: widths.
-        test_size: test images at most.
-        loss: the stop rule, nats.
-        max_epochs: the end of patience.
-        decay_epochs: after which weight decay ends.
-        batch_size: images a step.
-        lr: η.
-        decay: β of β|w|²/2.
-        dropout: p, after the first hidden layer.
-        scale: of the initial weights.
-        train_size: correctly labelled images; None for all.
-        noise: wrongly labelled images trained on besides, as a share of ``train_size``.
-        seed: of the repeat.
-    """
-
-    data: str
-    hidden: tuple[int, ...]
-    test_size: int
-    loss: float
-    max_epochs: int
-    decay_epochs: int
-    batch_size: int
-    lr: float
-    decay: float
-    dropout: float
-    scale: float
-    train_size: int | None
-    noise: float
-    seed: int
-
-    @property
-    def name(self) -> str:
-        """A hash of all of it: the name of its file."""
-        text = json.dumps({"version": VERSION, **asdict(self)})
-        return hashlib.sha256(text.encode()).hexdigest()[:24]
-
-
-@dataclass(frozen=True)
-class Run:
-    """One row: a knob at a value.
-
-    Attributes:
-        knob: of ``KNOBS``.
-        value: its value.
-        setting: of the network; the same network may be a row of several knobs.
-    """
-
-    knob: str
-    value: float
-    setting: Setting
-
-
-def runs_of(options: GeneralizeOptions) -> list[Run]:
-    """Return all runs of a study.
-
-    Args:
-        options: of the study.
-
-    Returns:
-        By knob, value and seed.
-    """
-    runs = []
-    for knob, listed in KNOBS.items():
-        for value in getattr(options, listed):
-            for seed in range(options.seed, options.seed + options.seeds):
-                base = Setting(
-                    options.data,
-                    options.hidden,
-                    options.test_size,
-                    options.loss,
-                    options.max_epochs,
-                    options.decay_epochs,
-                    options.batch_size,
-                    options.lr,
-                    0.0,
-                    0.0,
-                    1.0,
-                    options.train_size,
-                    0.0,
-                    seed,
-                )
-                whole = knob in ("batch size", "training images")
-                turned: Any = {_FIELDS[knob]: int(value) if whole else value}
-                runs.append(Run(knob, value, replace(base, **turned)))
-    return runs
-
-
-@dataclass(frozen=True)
-class Sets:
-    """What is trained and tested on.
-
-    Attributes:
-        x: correctly labelled training images [N, D], 0 to 1.
-        y: their classes [N].
-        noisy: wrongly labelled images [M, D].
-        wrong: their labels [M].
-        z: test images [K, D].
-        t: their classes [K].
-        classes: their number.
-    """
-
-    x: Tensor
-    y: Tensor
-    noisy: Tensor
-    wrong: Tensor
-    z: Tensor
-    t: Tensor
-    classes: int
-
-
-def load_sets(setting: Setting) -> Sets:
-    """Return training and test images of a run.
-
-    Wrongly labelled images are others than the correctly labelled ones, each with one of the other
-    classes.
-
-    Args:
-        setting: of the run.
-
-    Returns:
-        The images, brightest pixel 1.
-
-    Raises:
-        DataError: there are too few images.
-    """
-    images = _images(setting.data)
-    order, size = torch.arange(len(images.x_train)), setting.train_size or len(images.x_train)
-    extra = round(setting.noise * size)
-    if size + extra > len(order):
-        raise DataError(
-            f"{size} training images and {extra} wrongly labelled ones are asked for; "
-            f"{setting.data} has {len(order)}: lower train-size, train-sizes or noises"
-        )
-    if size < setting.batch_size:
-        raise DataError(f"{size} images make no batch of {setting.batch_size}: lower it")
-    rest = order[:0]
-    if size < len(order):
-        rest, order = stratified_split(
-            images.y_train, size, seed=derive_seed(setting.seed, "images")
-        )
-    generator = torch.Generator().manual_seed(derive_seed(setting.seed, "wrong"))
-    others = rest[torch.randperm(len(rest), generator=generator)[:extra]]
-    shift = torch.randint(1, images.n_classes, (extra,), generator=generator)
-    top = float(images.x_train.max())
-    train, test = (part.flatten(1).float() / top for part in (images.x_train, images.x_test))
-    return Sets(
-        train[order],
-        images.y_train[order],
-        train[others],
-        (images.y_train[others] + shift) % images.n_classes,
-        test[: setting.test_size],
-        images.y_test[: setting.test_size],
-        images.n_classes,
-    )
-
-
-@dataclass(frozen=True)
-class Fitted:
-    """A trained network.
-
-    Attributes:
-        network: without biases.
-        epochs: trained.
-        loss: over all that it was trained on, nats.
-        reached: whether the stop rule was met.
-    """
-
-    network: nn.Sequential
-    epochs: int
-    loss: float
-    reached: bool
-
-
-def fit_network(setting: Setting, sets: Sets) -> Fitted:
-    """Return the network of a run, trained to the stop rule.
-
-    Args:
-        setting: of the run.
-        sets: its images.
-
-    Returns:
-        The network, in float32.
-
-    Raises:
-        NonFiniteError: training diverged.
-    """
-    x, y = torch.cat([sets.x, sets.noisy]), torch.cat([sets.y, sets.wrong])
-    network = plain_network((x.shape[1], *setting.hidden, sets.classes), seed=setting.seed)
-    weights: list[Tensor] = [p.detach() for p in network.parameters()]
-    torch._foreach_mul_(weights, setting.scale)
-    generator = torch.Generator().manual_seed(derive_seed(setting.seed, "order"))
-    keep_share = 1.0 - setting.dropout
-    loss, epoch, reached = math.inf, 0, False
-    while epoch < setting.max_epochs and not reached:
-        decay = setting.decay if epoch < setting.decay_epochs else 0.0
-        for chosen in _batches(len(x), setting.batch_size, generator):
-            keep = None
-            if setting.dropout:
-                shape = (len(chosen), setting.hidden[0])
-                keep = torch.full(shape, keep_share).bernoulli_(generator=generator) / keep_share
-            descend_(weights, x[chosen], y[chosen], setting.lr, keep=keep, decay=decay)
-        epoch += 1
-        with torch.no_grad():
-            loss = float(cross_entropy(network(x).double(), y))
-        if not math.isfinite(loss):
-            raise NonFiniteError(f"the loss is {loss} at lr {setting.lr:g}: lower it")
-        # Weight decay, where there is any, has its epochs before the loss counts.
-        reached = loss < setting.loss and (not setting.decay or epoch >= setting.decay_epochs)
-    return Fitted(network, epoch, loss, reached)
-
-
-def _batches(n: int, size: int, generator: torch.Generator) -> Iterator[Tensor]:
-    order = torch.randperm(n, generator=generator)
-    yield from torch.split(order[: n // size * size], size)
 
 
 def measure(setting: Setting) -> dict[str, Any]:
@@ -340,6 +91,7 @@ def numbers_of(found: Gap) -> dict[str, float]:
         "correlation_null": float(d.null_correlation.nanmean()),
         "sharpness_top": _total(d.sharpness[top]),
         "size_top": _total(d.size[top]),
+        "ratio": d.overall_ratio,
         "ratio_top": float(d.ratio[top].mean()),
         "ratio_null": float(d.null_ratio[top].mean()),
         "share_top": float(d.contribution[top].sum()) / d.total if d.total else math.nan,

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import Any
 
-from flatcl.generalize_runs import KNOBS
+from flatcl.generalize_runs import SHARP
+from flatcl.generalize_settings import KNOBS
 from flatcl.tables import markdown_table
 
 Row = Mapping[str, Any]
@@ -240,9 +241,9 @@ def facts_of(rows: Sequence[Row]) -> list[str]:
         f"c is {mean('correlation'):.2f}, {mean('correlation_null'):.2f} where losses are dealt "
         "anew to the moves; between directions it scatters by "
         f"{mean('correlation_spread'):.2f}.",
-        f"Along the {'ten sharpest'} directions a move costs {mean('ratio_top'):.1f} times what "
-        f"its length alone would (null 1 ± {mean('ratio_null'):.1f}); they carry "
-        f"{100 * mean('share_top'):.0f} % of the gap.",
+        f"r is {mean('ratio'):.1f} over all directions together: pairs that move far pay more than "
+        f"in proportion to |Δw|². Along the {SHARP} sharpest it is {mean('ratio_top'):.1f} (null 1 ± "
+        f"{mean('ratio_null'):.1f}); they carry {100 * mean('share_top'):.0f} % of the gap.",
         f"σ_g/σ_w follows the curvature with a rank correlation of "
         f"{mean('rank_correlation_curvature'):.2f}.",
         f"Gradient and curvature at the training sample miss {100 * mean('expansion_error'):.0f} % "

@@ -12,8 +12,9 @@ if any, is
 
     r_n = ⟨s Δw_n²⟩ / (⟨s⟩ ⟨Δw_n²⟩),
 
-which is 1 where direction and loss are unrelated: whether pairs that are moved along n pay more
-(r_n > 1) or less for the length of their move than the average pair does.
+which is 1 where direction and loss are unrelated. It has two parts: pairs that move far may pay more
+than in proportion to |Δw|², in every direction alike, r̄ = ⟨Δℓ⟩ / (⟨s⟩ ⟨|Δw|²⟩); and what is a
+direction's own, r_n / r̄.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ class Decomposition:
         correlation: c [n], of g_n and Δw_n over pairs.
         contribution: ⟨g_n Δw_n⟩ [n], nats; sums to ``total`` if the directions are complete.
         ratio: r [n].
+        overall_ratio: r̄, of all directions together.
         null_correlation: c [n] with s permuted over pairs, mean over permutations.
         null_ratio: standard deviation of r [n] under permutation, about its mean of 1.
         total: ⟨Δℓ⟩, nats.
@@ -54,6 +56,7 @@ class Decomposition:
     correlation: Tensor
     contribution: Tensor
     ratio: Tensor
+    overall_ratio: float
     null_correlation: Tensor
     null_ratio: Tensor
     total: float
@@ -141,6 +144,7 @@ def decompose(
         _ratio(product - mean_g * mean_w, sigma_g * sigma_w),
         product,
         _ratio(product, s.mean() * second.mean(0)),
+        float(_ratio(rises.mean(), s.mean() * squares.mean())),
         null_c,
         null_r,
         float(rises.mean()),

@@ -236,3 +236,22 @@ def test_a_step_by_hand_is_the_one_of_autograd() -> None:
     torch.testing.assert_close(loss, expected.detach(), rtol=1e-12, atol=0)
     torch.testing.assert_close(gradients, list(slopes), rtol=1e-10, atol=1e-14)
     torch.testing.assert_close([w.detach() for w in weights], after, rtol=1e-12, atol=1e-14)
+
+
+def test_a_step_with_dropout_and_decay_is_autograd_s() -> None:
+    generator = torch.Generator().manual_seed(3)
+    shapes = [(6, 5), (7, 6), (3, 7)]
+    weights = [torch.randn(s, generator=generator, dtype=torch.float64) for s in shapes]
+    x = torch.randn(8, 5, generator=generator, dtype=torch.float64)
+    y = torch.randint(3, (8,), generator=generator)
+    keep = torch.full((8, 6), 0.7, dtype=torch.float64).bernoulli_(generator=generator) / 0.7
+    free = [w.clone().requires_grad_() for w in weights]
+    hidden = (x @ free[0].T).relu() * keep
+    loss = torch.nn.functional.cross_entropy((hidden @ free[1].T).relu() @ free[2].T, y)
+    decay = sum(w.square().sum() for w in free) * 0.2 / 2
+    steps = torch.autograd.grad(loss + decay, free)
+    expected = [w - 0.3 * g for w, g in zip(weights, steps, strict=True)]
+    found, _ = descend_(weights, x, y, 0.3, keep=keep, decay=0.2)
+    assert float(found) == pytest.approx(loss.item(), abs=1e-12)
+    for mine, theirs in zip(weights, expected, strict=True):
+        assert torch.allclose(mine, theirs, rtol=0, atol=1e-12)

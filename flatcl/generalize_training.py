@@ -1,0 +1,149 @@
+"""Images and training of one network of ``flatcl generalize``."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from flatcl.data import load_images, stratified_split
+from flatcl.errors import DataError, NonFiniteError
+from flatcl.generalize_settings import Setting
+from flatcl.plain_network import descend_, plain_network
+from flatcl.seeds import derive_seed
+
+_images = lru_cache(maxsize=1)(load_images)
+
+
+@dataclass(frozen=True)
+class Sets:
+    """What is trained and tested on.
+
+    Attributes:
+        x: correctly labelled training images [N, D], 0 to 1.
+        y: their classes [N].
+        noisy: wrongly labelled images [M, D].
+        wrong: their labels [M].
+        z: test images [K, D].
+        t: their classes [K].
+        classes: their number.
+    """
+
+    x: Tensor
+    y: Tensor
+    noisy: Tensor
+    wrong: Tensor
+    z: Tensor
+    t: Tensor
+    classes: int
+
+
+def load_sets(setting: Setting) -> Sets:
+    """Return training and test images of a run.
+
+    Wrongly labelled images are others than the correctly labelled ones, each with one of the other
+    classes.
+
+    Args:
+        setting: of the run.
+
+    Returns:
+        The images, brightest pixel 1.
+
+    Raises:
+        DataError: there are too few images.
+    """
+    images = _images(setting.data)
+    order, size = torch.arange(len(images.x_train)), setting.train_size or len(images.x_train)
+    extra = round(setting.noise * size)
+    if size + extra > len(order):
+        raise DataError(
+            f"{size} training images and {extra} wrongly labelled ones are asked for; "
+            f"{setting.data} has {len(order)}: lower train-size, train-sizes or noises"
+        )
+    if size < setting.batch_size:
+        raise DataError(f"{size} images make no batch of {setting.batch_size}: lower it")
+    rest = order[:0]
+    if size < len(order):
+        rest, order = stratified_split(
+            images.y_train, size, seed=derive_seed(setting.seed, "images")
+        )
+    generator = torch.Generator().manual_seed(derive_seed(setting.seed, "wrong"))
+    others = rest[torch.randperm(len(rest), generator=generator)[:extra]]
+    shift = torch.randint(1, images.n_classes, (extra,), generator=generator)
+    top = float(images.x_train.max())
+    train, test = (part.flatten(1).float() / top for part in (images.x_train, images.x_test))
+    return Sets(
+        train[order],
+        images.y_train[order],
+        train[others],
+        (images.y_train[others] + shift) % images.n_classes,
+        test[: setting.test_size],
+        images.y_test[: setting.test_size],
+        images.n_classes,
+    )
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A trained network.
+
+    Attributes:
+        network: without biases.
+        epochs: trained.
+        loss: over all that it was trained on, nats.
+        reached: whether the stop rule was met.
+    """
+
+    network: nn.Sequential
+    epochs: int
+    loss: float
+    reached: bool
+
+
+def fit_network(setting: Setting, sets: Sets) -> Fitted:
+    """Return the network of a run, trained to the stop rule.
+
+    Args:
+        setting: of the run.
+        sets: its images.
+
+    Returns:
+        The network, in float32.
+
+    Raises:
+        NonFiniteError: training diverged.
+    """
+    x, y = torch.cat([sets.x, sets.noisy]), torch.cat([sets.y, sets.wrong])
+    network = plain_network((x.shape[1], *setting.hidden, sets.classes), seed=setting.seed)
+    weights: list[Tensor] = [p.detach() for p in network.parameters()]
+    torch._foreach_mul_(weights, setting.scale)
+    generator = torch.Generator().manual_seed(derive_seed(setting.seed, "order"))
+    keep_share = 1.0 - setting.dropout
+    loss, epoch, reached = math.inf, 0, False
+    while epoch < setting.max_epochs and not reached:
+        decay = setting.decay if epoch < setting.decay_epochs else 0.0
+        for chosen in _batches(len(x), setting.batch_size, generator):
+            keep = None
+            if setting.dropout:
+                shape = (len(chosen), setting.hidden[0])
+                keep = torch.full(shape, keep_share).bernoulli_(generator=generator) / keep_share
+            descend_(weights, x[chosen], y[chosen], setting.lr, keep=keep, decay=decay)
+        epoch += 1
+        with torch.no_grad():
+            loss = float(cross_entropy(network(x).double(), y))
+        if not math.isfinite(loss):
+            raise NonFiniteError(f"the loss is {loss} at lr {setting.lr:g}: lower it")
+        # Weight decay, where there is any, has its epochs before the loss counts.
+        reached = loss < setting.loss and (not setting.decay or epoch >= setting.decay_epochs)
+    return Fitted(network, epoch, loss, reached)
+
+
+def _batches(n: int, size: int, generator: torch.Generator) -> Iterator[Tensor]:
+    order = torch.randperm(n, generator=generator)
+    yield from torch.split(order[: n // size * size], size)
