@@ -242,8 +242,8 @@ def facts_of(rows: Sequence[Row]) -> list[str]:
         "anew to the moves; between directions it scatters by "
         f"{mean('correlation_spread'):.2f}.",
         f"r is {mean('ratio'):.1f} over all directions together: pairs that move far pay more than "
-        f"in proportion to |Δw|². Along the {SHARP} sharpest it is {mean('ratio_top'):.1f} (null 1 ± "
-        f"{mean('ratio_null'):.1f}); they carry {100 * mean('share_top'):.0f} % of the gap.",
+        f"in proportion to |Δw|². Along the {SHARP} sharpest it is {mean('ratio_top'):.1f} (null "
+        f"1 ± {mean('ratio_null'):.1f}); they carry {100 * mean('share_top'):.0f} % of the gap.",
         f"σ_g/σ_w follows the curvature with a rank correlation of "
         f"{mean('rank_correlation_curvature'):.2f}.",
         f"Gradient and curvature at the training sample miss {100 * mean('expansion_error'):.0f} % "

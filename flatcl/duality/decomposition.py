@@ -12,9 +12,9 @@ if any, is
 
     r_n = ⟨s Δw_n²⟩ / (⟨s⟩ ⟨Δw_n²⟩),
 
-which is 1 where direction and loss are unrelated. It has two parts: pairs that move far may pay more
-than in proportion to |Δw|², in every direction alike, r̄ = ⟨Δℓ⟩ / (⟨s⟩ ⟨|Δw|²⟩); and what is a
-direction's own, r_n / r̄.
+which is 1 where direction and loss are unrelated. It has two parts: pairs that move far may pay
+more than in proportion to |Δw|², in every direction alike, r̄ = ⟨Δℓ⟩ / (⟨s⟩ ⟨|Δw|²⟩); and what is
+a direction's own, r_n / r̄.
 """
 
 from __future__ import annotations
