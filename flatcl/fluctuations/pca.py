@@ -21,6 +21,8 @@ from torch import Tensor
 from flatcl.errors import DataError, NonFiniteError, OptionError
 
 _HELD = 1 << 20  # numbers of a trajectory that are held in float64 at a time, 8 MB
+# A direction whose norm is further from 1 has a variance that is mostly rounding.
+_ROUNDED = 1e-4
 _TILE = 64  # rows of a product with itself that are taken together: half of it is not needed
 
 
@@ -103,6 +105,10 @@ def principal_directions(snapshots: Tensor, k: int) -> PrincipalDirections:
         directions = snapshots.new_empty(k, P)
         for part in _blocks(P, T):
             directions[:, part] = coefficients @ (snapshots[:, part].double() - mean[part])
+        # A variance near rounding is wrong by a share, which the direction's norm shows.
+        off = (directions.norm(dim=1) - 1.0).abs() > _ROUNDED
+        k = int(off.nonzero()[0]) if off.any() else k
+        directions = directions[:k]
     mean, total = mean.to(snapshots.dtype), float(scatter.trace()) / T
     return PrincipalDirections(_signed_(directions), values[:k] / T, mean, total, T)
 

@@ -181,3 +181,15 @@ def test_what_cannot_be_decomposed_is_refused():
     with pytest.raises(DataError, match="need"):
         principal_directions(X[:3], 2).scores(torch.zeros(2, 5))
     assert len(principal_directions(X[:3], 50).variances) == 2  # no more than there are
+
+
+def test_directions_whose_variance_is_rounding_are_left_out() -> None:
+    """Variances over eighteen decades: the last have none of their digits right in float64."""
+    generator = torch.Generator().manual_seed(8)
+    T, P = 60, 400
+    frame = torch.linalg.qr(torch.randn(P, T, generator=generator, dtype=torch.float64)).Q.T
+    sizes = torch.logspace(0, -9, T, dtype=torch.float64)
+    weights = (torch.randn(T, T, generator=generator, dtype=torch.float64) * sizes) @ frame
+    found = principal_directions(weights, 50).directions
+    assert 20 < len(found) < 50
+    assert float((found.norm(dim=1) - 1).abs().max()) < 1e-4
