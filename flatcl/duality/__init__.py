@@ -8,6 +8,7 @@ Nature Machine Intelligence 5, 908 (2023), arXiv 2203.10736.
 
 from __future__ import annotations
 
+from flatcl.duality.constraint import dual_energies
 from flatcl.duality.decomposition import Decomposition, decompose
 from flatcl.duality.dual import DualMoves, dual_moves
 from flatcl.duality.gap import Gap, Matched, generalization_gap
@@ -23,6 +24,7 @@ __all__ = [
     "Pairs",
     "cross_entropy",
     "decompose",
+    "dual_energies",
     "dual_moves",
     "generalization_gap",
     "nearest_pairs",
