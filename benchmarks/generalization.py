@@ -10,12 +10,13 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from flatcl.duality_plots import plot_study
-from flatcl.generalize import Study, generalize
+from flatcl.generalize import Study, generalize, missing
 from flatcl.generalize_options import GeneralizeOptions
 from flatcl.generalize_summary import Effect, correlations_table, effects_table, facts_of
 from flatcl.io import write_bytes
@@ -84,9 +85,10 @@ def main() -> None:
     parser.add_argument("--render", action="store_true", help="only render; all must be there")
     parser.add_argument("--jobs", type=int, default=2, help="networks at the same time [2]")
     chosen = parser.parse_args()
-    if chosen.render and not list(RESULTS.glob("runs/*.json")):
-        parser.error(f"there is nothing in {RESULTS}")
-    options = GeneralizeOptions(**{**vars(OPTIONS), "jobs": chosen.jobs})
+    options = replace(OPTIONS, jobs=chosen.jobs)
+    absent = len(missing(options, RESULTS))
+    if chosen.render and absent:
+        parser.error(f"{absent} networks are missing: run without --render")
     study = generalize(options, RESULTS, lambda line: print(line, file=sys.stderr, flush=True))
     write_bytes(HERE / "GENERALIZATION.md", text(study).encode())
     figure = plot_study(study.rows, study.records)

@@ -1,9 +1,9 @@
 """New inputs as moves of the old weights: what LDC's constraint knows of a task before it trains.
 
-``python -m benchmarks.rotation`` trains a network on MNIST, then asks, for the same images turned by
-5 to 90 degrees: what does the constraint of the first task say of the dual moves, and how does that
-go with the loss on the turned images (zero-shot) and with what training on them costs the first
-task? It makes the runs that are missing under ``benchmarks/results/rotation`` and renders
+``python -m benchmarks.rotation`` trains a network on MNIST, then asks, for the same images turned
+by 5 to 90 degrees: what does the constraint of the first task say of the dual moves, and how does
+that go with the loss on the turned images (zero-shot) and with what training on them costs the
+first task? It makes the runs that are missing under ``benchmarks/results/rotation`` and renders
 ``benchmarks/ROTATION.md`` and its figure; ``--render`` only renders.
 """
 

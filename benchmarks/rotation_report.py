@@ -23,15 +23,15 @@ _OUTCOMES: dict[str, Callable[[Row], list[float]]] = {
     "forgetting, Naive": lambda row: row["trained"]["naive"]["forgetting"],
     "forgetting, LDC": lambda row: row["trained"]["ldc"]["forgetting"],
 }
+
+
+def _of_layer(layer: str, what: str) -> Callable[[Row], list[float]]:
+    return lambda row: row["layers"][layer][what]
+
+
 _PREDICTORS: dict[str, Callable[[Row], list[float]]] = {
-    **{
-        f"½ Δw*ᵀKΔw*, {layer} layer": lambda row, layer=layer: row["layers"][layer]["energy"]
-        for layer in LAYERS
-    },
-    **{
-        f"size alone, |Δw*|², {layer} layer": lambda row, layer=layer: row["layers"][layer]["move"]
-        for layer in LAYERS
-    },
+    **{f"½ Δw*ᵀKΔw*, {layer} layer": _of_layer(layer, "energy") for layer in LAYERS},
+    **{f"size alone, |Δw*|², {layer} layer": _of_layer(layer, "move") for layer in LAYERS},
     "change of the images, |Δx|²": lambda row: row["distance"],
 }
 _HEAD = """# New inputs as moves of the old weights
@@ -45,9 +45,9 @@ on the new task. {seeds} repeats; raw figures: `results/rotation/`.
 *Zero-shot* is the rise of the loss on test images when they are turned, *forgetting* the rise on
 upright test images after one epoch on the turned ones, without LDC and with it (strength as in the
 defaults, the constraint alone). ρ is Spearman's: *pooled* over all repeats, angles and classes;
-*within* an angle over its classes, the mean over angles and repeats, where no common growth with the
-angle helps. *Ratio* is the median of predicted to measured over angles' means: 1 is a forecast in
-the right nats. Layers are several accounts of one change, not parts of it.
+*within* an angle over its classes, the mean over angles and repeats, where no common growth with
+the angle helps. *Ratio* is the median of predicted to measured over angles' means: 1 is a forecast
+in the right nats. Layers are several accounts of one change, not parts of it.
 """
 _SAMPLES = """## Image by image
 

@@ -73,34 +73,50 @@ def generalize(options: GeneralizeOptions, out: str | Path, say: Say = lambda li
         The study; its files are in the folder.
     """
     folder, runs = Path(out), runs_of(options)
-    settings = list(dict.fromkeys(run.setting for run in runs))
+    settings = _settings(runs)
     for setting in settings:  # before anything is trained
         if setting.seed == options.seed:
             load_sets(setting)
-    missing = [one for one in settings if _read(folder, one) is None]
-    if len(missing) < len(settings):
-        say(f"{len(settings) - len(missing)} of {len(settings)} networks found")
-    _fill(folder, missing, options.jobs or os.cpu_count() or 1, say)
+    wanted = missing(options, folder)
+    if len(wanted) < len(settings):
+        say(f"{len(settings) - len(wanted)} of {len(settings)} networks found")
+    _fill(folder, wanted, options.jobs or os.cpu_count() or 1, say)
     kept = {one: _read(folder, one) for one in settings}
     return _told(options, folder, runs, [kept[run.setting] or {} for run in runs])
 
 
-def _fill(folder: Path, missing: Sequence[Setting], jobs: int, say: Say) -> None:
-    jobs = min(jobs, len(missing))
+def missing(options: GeneralizeOptions, out: str | Path) -> list[Setting]:
+    """Return the networks that are still to be trained.
+
+    Args:
+        options: of the study.
+        out: its folder.
+
+    Returns:
+        Their settings.
+    """
+    return [one for one in _settings(runs_of(options)) if _read(Path(out), one) is None]
+
+
+def _settings(runs: Sequence[Run]) -> list[Setting]:
+    """Return each network once, though it may be a row of several knobs."""
+    return list(dict.fromkeys(run.setting for run in runs))
+
+
+def _fill(folder: Path, wanted: Sequence[Setting], jobs: int, say: Say) -> None:
+    jobs = min(jobs, len(wanted))
     if jobs > 1:
         work = Parallel(n_jobs=jobs, return_as="generator_unordered", batch_size=1)
-        made = work(delayed(_measured)(one) for one in missing)
+        made = work(delayed(_measured)(one) for one in wanted)
     else:
-        made = map(_measured, missing)
+        made = map(_measured, wanted)
     begun = said = time.monotonic()
     for number, (setting, record) in enumerate(made, 1):
         write_json(_path(folder, setting), record)
-        left = (time.monotonic() - begun) / number * (len(missing) - number)
-        if number == len(missing) or time.monotonic() - said > _EVERY:
+        left = (time.monotonic() - begun) / number * (len(wanted) - number)
+        if number == len(wanted) or time.monotonic() - said > _EVERY:
             said = time.monotonic()
-            say(
-                f"{number} of {len(missing)} networks trained and measured; about {left:.0f} s left"
-            )
+            say(f"{number} of {len(wanted)} networks trained and measured; about {left:.0f} s left")
 
 
 def _measured(setting: Setting) -> tuple[Setting, dict[str, Any]]:
