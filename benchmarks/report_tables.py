@@ -219,7 +219,7 @@ def target_view(judged: Sequence[Judged]) -> View:
             Cell("–" if gap is None else f"{gap:+.2f}".replace("-", "−"), gap),
             Cell("–" if tolerance is None else f"± {tolerance:g}", tolerance),
             Cell(found.verdict, found.verdict),
-            Cell(target.source, target.source),
+            Cell(text := " ".join((f"{target.source}.", target.discrepancy)).strip(), text),
         ]
         rows.append(Row(target.method, cells))
     return View(TARGET_COLUMNS, rows)

@@ -1,0 +1,82 @@
+"""LDC against tuned rivals, in words; and the size at which replay overtakes it."""
+
+from __future__ import annotations
+
+import pytest
+from lab_runs import run, runs
+
+from benchmarks.against import against_tuned, verdict
+from benchmarks.collected import Collected
+from benchmarks.figure_replay import by_buffer, overtakes, replay_against_memory
+from benchmarks.figure_style import Styles
+from benchmarks.statistics import Estimate
+
+LDC = [0.90, 0.91, 0.92, 0.91, 0.90]
+
+
+def shifted(by: float) -> list[float]:
+    return [acc + by + 0.001 * (-1) ** place for place, acc in enumerate(LDC)]
+
+
+def test_every_tuned_method_without_data_is_held_against_ldc_as_it_comes():
+    outcomes = runs("ldc", LDC, regime="default")
+    outcomes += runs("ldc", shifted(0.05))  # tuned: no rival of its own
+    outcomes += [*runs("ewc", shifted(-0.2)), *runs("owm", shifted(-0.1))]
+    outcomes += [*runs("er", shifted(0.05)), *runs("joint", shifted(0.06))]
+    outcomes += runs("mas", shifted(0.0), regime="default")
+    found = against_tuned(Collected(outcomes), "p")
+    assert list(found) == ["owm", "ewc"]
+    assert [test.verdict for test in found.values()] == ["below", "below"]
+    said = verdict(Collected(outcomes), "p")
+    assert said == [
+        "LDC at its defaults is significantly above 2 of 2 tuned methods that keep no data, the "
+        "nearest of them owm (−10.0 ± 0.1 points)."
+    ]
+
+
+def test_where_it_is_not_above_the_parts_of_the_difference_are_told():
+    outcomes = runs("ldc", LDC, regime="default")
+    outcomes += [run("owm", seed, acc, learned=0.99) for seed, acc in enumerate(shifted(0.01))]
+    outcomes += runs("ewc", LDC)
+    said = verdict(Collected(outcomes), "p")
+    # learned .99 against .97; of a difference of one point, keeping takes one away
+    assert said[0].startswith("**owm is above LDC** (+1.0 ± 0.1 points, p < 0.001): ")
+    assert "+2.0 ± 0.0 points in what is learned" in said[0]
+    assert "−1.0 ± 0.1 points in what is kept" in said[0]
+    assert said[1].startswith("ewc ties with LDC (+0.0 ± 0.0 points, p 1.00)")
+
+
+def test_nothing_is_said_of_what_was_not_run():
+    assert verdict(Collected(runs("ldc", LDC, regime="default")), "p") == []
+    assert verdict(Collected(runs("ewc", LDC)), "p") == []
+    few = [*runs("ldc", LDC[:1], regime="default"), *runs("ewc", LDC[:1])]
+    assert verdict(Collected(few), "p") == ["Too few seeds to test: ewc."]
+
+
+def test_replay_overtakes_between_two_sizes():
+    curve = {size: Estimate(acc, 1.0, 3) for size, acc in ((10, 50.0), (100, 70.0), (1000, 90.0))}
+    assert overtakes(curve, 80.0) == pytest.approx(100 * 10**0.5)
+    assert overtakes(curve, 70.0) == pytest.approx(100)
+    assert overtakes(curve, 40.0) == 10
+    assert overtakes(curve, 95.0) is None
+
+
+def test_the_curves_are_those_of_the_buffers_by_size():
+    outcomes = runs("ldc", [0.85, 0.85], regime="default")
+    for size, acc in ((1000, 0.9), (50, 0.6), (200, 0.8)):
+        outcomes += runs(f"er-{size}", [acc, acc], regime="default")
+        outcomes += runs(f"ldc-er-{size}", [0.9, 0.9], regime="default")
+    outcomes += runs("er", [0.7, 0.7], regime="default")  # at LDC's bytes: no size of its own
+    collected = Collected(outcomes)
+    alone = by_buffer(collected, "p", "default", with_ldc=False)
+    assert {size: one.mean for size, one in alone.items()} == pytest.approx(
+        {50: 60.0, 200: 80.0, 1000: 90.0}
+    )
+    styles = Styles([outcome.method for outcome in outcomes])
+    figure = replay_against_memory(collected, "p", "default", styles)
+    assert figure is not None
+    figure.canvas.draw()
+    (axes,) = figure.axes
+    assert list(axes.get_xticks()) == [50, 200, 1000]
+    assert [text.get_text() for text in axes.texts] == ["447 images"]
+    assert replay_against_memory(collected, "p", "tuned", styles) is None
