@@ -37,10 +37,11 @@ _PREDICTORS: dict[str, Callable[[Row], list[float]]] = {
 _HEAD = """# New inputs as moves of the old weights
 
 Made by `python -m benchmarks.rotation`: a network (784-100-100-10, SGD 0.05) learns 6000 images of
-MNIST; the same images turned by {angles} degrees are the next task. By the activity–weight duality
-each turned image is, for a layer, an exact move Δw* of that layer's weights from the upright one.
-LDC's constraint K of the first task gives the move's energy ½ Δw*ᵀKΔw*, before anything is trained
-on the new task. {seeds} repeats; raw figures: `results/rotation/`.
+MNIST; the same images turned by {angles} degrees are the next task.
+By the activity–weight duality each turned image is, for a layer, an exact move Δw* of that layer's
+weights from the upright one. LDC's constraint K of the first task gives the move's energy
+½ Δw*ᵀKΔw*, before anything is trained on the new task. {seeds} repeats; raw figures:
+`results/rotation/`.
 
 *Zero-shot* is the rise of the loss on test images when they are turned, *forgetting* the rise on
 upright test images after one epoch on the turned ones, without LDC and with it (strength as in the
@@ -81,7 +82,7 @@ def render(repeats: Sequence[Mapping[str, Any]], folder: Path) -> None:
         _samples(rows, angles),
         _LINEAR,
         _linear(rows, angles),
-        _sentences(rows),
+        "\n" + _sentences(rows),
     ]
     write_bytes(folder / "ROTATION.md", "\n".join(p.rstrip() + "\n" for p in parts).encode())
     write_bytes(folder.parent / "docs" / "rotation.png", png(_figure(rows, angles), dpi=130))
@@ -170,18 +171,20 @@ def _sentences(rows: Sequence[Row]) -> str:
     linear = log_error(lambda r: r["trained"]["naive"]["quadratic"], naive)
     best = "½ Δw*ᵀKΔw*, third layer"
     better = "nearer" if dual < linear else "no nearer"
-    zero = _within(rows, best, "zero-shot")
-    size = _within(rows, "size alone, |Δw*|², third layer", "zero-shot")
+    ranks = ", ".join(
+        f"{_within(rows, f'½ Δw*ᵀKΔw*, {layer} layer', 'zero-shot'):.2f} against "
+        f"{_within(rows, f'size alone, |Δw*|², {layer} layer', 'zero-shot'):.2f} in the {layer}"
+        for layer in LAYERS
+    )
     return (
-        f"Within an angle, the constraint ranks classes by their zero-shot loss with ρ {zero:.2f} "
-        f"(third layer), the moves' size alone with {size:.2f}: "
-        + ("the difference is what the landscape adds. " if zero > size else "it adds nothing. ")
-        + f"Of Naive's forgetting, the median error of the dual forecast is a factor of "
+        "Within an angle, the energy ranks classes by their zero-shot loss, against the moves' "
+        f"size alone, with ρ {ranks} layer: only where the first is larger does the landscape add to "
+        "the size. Of Naive's forgetting, the median error of the dual forecast is a factor of "
         f"{np.exp(dual):.1f}, that of the linear forecast {np.exp(linear):.1f}: the dual moves, "
-        f"known before training, are {better} than the weights' own displacement after it. Which "
-        "class is forgotten they tell "
-        f"{'a little' if _within(rows, best, naive) > 0.2 else 'hardly'}: ρ within an angle is "
-        f"{_within(rows, best, naive):.2f}, for the new task may teach a class as well as harm it."
+        f"known before training, are {better} than the weights' own displacement after it. How "
+        "well they tell which class is forgotten is ρ within an angle, "
+        f"{_within(rows, best, naive):.2f}; the new task may teach a class of the old one as well "
+        "as harm it."
     )
 
 
