@@ -178,8 +178,8 @@ def _sentences(rows: Sequence[Row]) -> str:
     )
     return (
         "Within an angle, the energy ranks classes by their zero-shot loss, against the moves' "
-        f"size alone, with ρ {ranks} layer: only where the first is larger does the landscape add to "
-        "the size. Of Naive's forgetting, the median error of the dual forecast is a factor of "
+        f"size alone, with ρ {ranks} layer: only where the first is larger does the landscape add "
+        "to the size. Of Naive's forgetting, the median error of the dual forecast is a factor of "
         f"{np.exp(dual):.1f}, that of the linear forecast {np.exp(linear):.1f}: the dual moves, "
         f"known before training, are {better} than the weights' own displacement after it. How "
         "well they tell which class is forgotten is ρ within an angle, "
