@@ -69,8 +69,7 @@ class AnalyzeOptions(Options):
             self._refuse("lr", "give a number above 0")
         if self.steps is not None and self.steps < 10 * self.directions:
             self._refuse("steps", f"give ten times as many as directions, {self.directions}")
-        if len(self.hidden) < 2 or not all(isinstance(n, int) and n >= 1 for n in self.hidden):
-            self._refuse("hidden", "give two whole numbers or more, e.g. 50,50")
+        self._hidden(2, "50,50")
         if _LEAST * self.spacing >= self.hidden[-1] * self.hidden[-2]:
             self._refuse("spacing", f"{_LEAST} directions so far apart need more hidden weights")
 

@@ -79,8 +79,7 @@ class GeneralizeOptions(Options):
                 self._refuse(name, "give a number above 0")
         if not isinstance(self.data, str) or not self.data:
             self._refuse("data", "give a name")
-        if len(self.hidden) < 2 or not all(isinstance(n, int) and n >= 1 for n in self.hidden):
-            self._refuse("hidden", "give two whole numbers or more, e.g. 30,30")
+        self._hidden(2, "30,30")
         for name in ("batch_sizes", "train_sizes"):
             self._knob_values(name, lambda v: v >= 1 and v == int(v), "whole numbers, 1 or more")
         for name in ("lrs", "scales"):

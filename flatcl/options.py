@@ -117,6 +117,12 @@ class Options:
             self._refuse(name, f"give a finite number{bound}")
         object.__setattr__(self, name, float(value))  # 1 and 1.0 are the same run
 
+    def _hidden(self, least: int, example: str) -> None:
+        widths = self.hidden  # type: ignore[attr-defined]  # of the classes that call this
+        if len(widths) < least or not all(isinstance(n, int) and n >= 1 for n in widths):
+            number = "two whole numbers or more" if least == 2 else "whole numbers, 1 or more"
+            self._refuse("hidden", f"give {number}, e.g. {example}")
+
 
 def option_fields(options: type[Options]) -> tuple[Field[object], ...]:
     """Return the fields of an options class, whose metadata describe the options.

@@ -137,8 +137,7 @@ class CompareOptions(Options):
             raise OptionError(f"there is no method {shown!r}; choose from {', '.join(METHODS)}")
         if len(set(self.methods)) < len(self.methods):
             self._refuse("methods", "name each method once")
-        if not all(isinstance(width, int) and width >= 1 for width in self.hidden):
-            self._refuse("hidden", "give whole numbers, 1 or more, e.g. 100,100")
+        self._hidden(0, "100,100")
         if self.seed + self.seeds > _MAX_SEED:
             self._refuse("seed", f"give one below {_MAX_SEED} - seeds")
         if self.lr == 0:

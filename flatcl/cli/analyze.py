@@ -4,24 +4,16 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flatcl.analysis_options import AnalyzeOptions
-from flatcl.cli.arguments import add_options, read_config
+from flatcl.cli.arguments import add_options, chosen_of
 
 if TYPE_CHECKING:
     from flatcl.analysis import Analysis
 
 _OUT = "flatcl-out/analyze"
-_OWN: dict[str, Any] = {
-    "out": _OUT,
-    "config": None,
-    "json": False,
-    "quiet": False,
-    "record": None,
-}
 
 
 def add_parser(commands: Any) -> None:
@@ -49,37 +41,29 @@ def add_parser(commands: Any) -> None:
     parser.set_defaults(run=run)
 
 
-def run(chosen: argparse.Namespace) -> int:
+def run(parsed: argparse.Namespace) -> int:
     """Return the exit code of ``flatcl analyze``.
 
     Args:
-        chosen: the parsed command line.
+        parsed: the command line.
 
     Returns:
         0.
     """
-    given = {name: value for name, value in vars(chosen).items() if name not in {"run", "command"}}
-    own = {name: given.pop(name, default) for name, default in _OWN.items()}
-    out = Path(own["out"])
-    settings = {} if own["config"] is None else read_config(own["config"], AnalyzeOptions)
-    options = AnalyzeOptions(**(settings | given))
-
-    def say(line: str) -> None:
-        if not own["quiet"]:
-            print(line, file=sys.stderr, flush=True)
-
-    if own["record"] is not None:
+    chosen = chosen_of(parsed, AnalyzeOptions, out=_OUT)
+    record, out, options = getattr(parsed, "record", None), chosen.out, chosen.options
+    if record is not None:
         from flatcl.analysis_record import analyze_record
 
-        summary, text = analyze_record(own["record"], out)
+        summary, text = analyze_record(record, out)
     else:
         from flatcl.analysis import analyze
 
-        say(options.headline())
-        found = analyze(options, out, say)
+        chosen.say(options.headline())
+        found = analyze(options, out, chosen.say)
         draw(found, out / "analysis.png")
         summary, text = found.summary, f"{options.headline()}\n\n{found.relation}\n"
-    if own["json"]:
+    if chosen.json:
         print(json.dumps(summary, indent=2))
     else:
         print(f"{text}\nnumbers and figures in {out}")

@@ -5,11 +5,14 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from flatcl.errors import OptionError
 from flatcl.options import Options, option_fields
+
+T = TypeVar("T", bound=Options)
 
 
 def add_options(parser: argparse.ArgumentParser, options: type[Options], *, out: str) -> None:
@@ -38,6 +41,56 @@ def add_options(parser: argparse.ArgumentParser, options: type[Options], *, out:
             metavar=meta["metavar"] or (None if meta["choices"] else _kind(meta["parse"])),
             help=meta["help"].replace("%", "%%") + _default(item.name, item.default),
         )
+
+
+@dataclass(frozen=True)
+class Chosen(Generic[T]):
+    """What a command line asks for.
+
+    Attributes:
+        options: those of the command; flags go before the file's, which go before the defaults.
+        out: folder to write to.
+        json: print JSON, not tables.
+        quiet: show no progress.
+    """
+
+    options: T
+    out: Path
+    json: bool
+    quiet: bool
+
+    def say(self, line: str) -> None:
+        """Print a line of progress to stderr, unless it is to be quiet.
+
+        Args:
+            line: without its newline.
+        """
+        if not self.quiet:
+            print(line, file=sys.stderr, flush=True)
+
+
+def chosen_of(parsed: argparse.Namespace, options: type[T], *, out: str) -> Chosen[T]:
+    """Return what a command line asks for.
+
+    Args:
+        parsed: by a parser that ``add_options`` was called on, with what is not given left out.
+        options: the command's.
+        out: the folder where none is given.
+
+    Returns:
+        The options, checked, and what goes with them.
+    """
+    given = vars(parsed)
+    config = given.get("config")
+    known = {item.name for item in option_fields(options)}
+    settings = {} if config is None else read_config(config, options)
+    settings |= {name: value for name, value in given.items() if name in known}
+    return Chosen(
+        options(**settings),
+        Path(given.get("out", out)),
+        given.get("json", False),
+        given.get("quiet", False),
+    )
 
 
 def read_config(path: str, options: type[Options]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flatcl.cli.arguments import add_options, read_config
+from flatcl.cli.arguments import add_options, chosen_of
 from flatcl.errors import NonFiniteError
 from flatcl.protocol import CompareOptions
 
@@ -37,11 +37,11 @@ def add_parser(commands: Any) -> None:
     parser.set_defaults(run=run)
 
 
-def run(chosen: argparse.Namespace) -> int:
+def run(parsed: argparse.Namespace) -> int:
     """Return the exit code of ``flatcl compare``.
 
     Args:
-        chosen: the parsed command line.
+        parsed: the command line.
 
     Returns:
         0 if every reported run ended well, 1 if one diverged or failed.
@@ -49,20 +49,17 @@ def run(chosen: argparse.Namespace) -> int:
     Raises:
         NonFiniteError: no reported run ended well: the options make every method diverge.
     """
-    given = {name: value for name, value in vars(chosen).items() if name not in {"run", "command"}}
-    own = {name: given.pop(name, default) for name, default in _OWN.items()}
-    settings = {} if own["config"] is None else read_config(own["config"], CompareOptions)
-    options = CompareOptions(**(settings | given))
+    chosen = chosen_of(parsed, CompareOptions, out=_OUT)
 
     from flatcl.experiments import compare
 
-    with _Reporter(quiet=own["quiet"]) as reporter:
-        reporter.say(options.headline())
-        comparison = compare(options, out=own["out"], progress=reporter)
-    if own["json"]:
-        print((Path(own["out"]) / "summary.json").read_text(encoding="utf-8"), end="")
+    with _Reporter(quiet=chosen.quiet) as reporter:
+        reporter.say(chosen.options.headline())
+        comparison = compare(chosen.options, out=chosen.out, progress=reporter)
+    if chosen.json:
+        print((chosen.out / "summary.json").read_text(encoding="utf-8"), end="")
     else:
-        _print_table(comparison, own["out"])
+        _print_table(comparison, chosen.out)
     if comparison.broken and not any(m["n_seeds"] for m in comparison.summary["methods"].values()):
         reason = (comparison.broken[0].error or "").strip().splitlines()[-1]
         raise NonFiniteError(f"no run ended well, so the options cannot be used: {reason}")
@@ -75,10 +72,7 @@ def run(chosen: argparse.Namespace) -> int:
     return 1 if comparison.broken else 0
 
 
-_OWN: dict[str, Any] = {"out": _OUT, "config": None, "json": False, "quiet": False}
-
-
-def _print_table(comparison: Comparison, out: str) -> None:
+def _print_table(comparison: Comparison, out: Path) -> None:
     print(comparison.options.headline())
     print()
     print(comparison.table())

@@ -21,8 +21,6 @@ from torch import Tensor
 from flatcl.errors import DataError, NonFiniteError, OptionError
 
 _HELD = 1 << 20  # numbers of a trajectory that are held in float64 at a time, 8 MB
-# A direction whose norm is further from 1 has a variance that is mostly rounding.
-_ROUNDED = 1e-4
 _TILE = 64  # rows of a product with itself that are taken together: half of it is not needed
 
 
@@ -106,9 +104,8 @@ def principal_directions(snapshots: Tensor, k: int) -> PrincipalDirections:
         for part in _blocks(P, T):
             directions[:, part] = coefficients @ (snapshots[:, part].double() - mean[part])
         # A variance near rounding is wrong by a share, which the direction's norm shows.
-        off = (directions.norm(dim=1) - 1.0).abs() > _ROUNDED
-        k = int(off.nonzero()[0]) if off.any() else k
-        directions = directions[:k]
+        sound = ((directions.norm(dim=1) - 1.0).abs() < 1e-4).long().cumprod(0)
+        directions = directions[: (k := int(sound.sum()))]
     mean, total = mean.to(snapshots.dtype), float(scatter.trace()) / T
     return PrincipalDirections(_signed_(directions), values[:k] / T, mean, total, T)
 
@@ -278,8 +275,7 @@ def _scatter_of_weights(snapshots: Tensor) -> tuple[Tensor, Tensor]:
 def _add_product_(out: Tensor, rows: Tensor) -> None:
     """Add rows rowsᵀ to ``out``, on and above the diagonal; below it, only within tiles."""
     for start in range(0, len(rows), _TILE):
-        stop = start + _TILE
-        out[start:stop, start:].addmm_(rows[start:stop], rows[start:].T)
+        out[start:][:_TILE, start:].addmm_(rows[start:][:_TILE], rows[start:].T)
 
 
 def _eigh(upper: Tensor) -> tuple[Tensor, Tensor]:
@@ -291,9 +287,8 @@ def _eigh(upper: Tensor) -> tuple[Tensor, Tensor]:
 def _rank(values: Tensor, mean: Tensor, T: int) -> int:
     # How many of the eigenvalues, by falling size, are more than rounding.
     eps = torch.finfo(torch.float64).eps
-    own = float(values[0]) * len(values) * eps
     of_mean = T * float(mean.square().sum()) * (T * eps) ** 2  # what a constant leaves
-    rank = int((values > max(own, of_mean)).sum())
+    rank = int((values > max(float(values[0]) * len(values) * eps, of_mean)).sum())
     if rank == 0:
         raise DataError("the snapshots are all the same: there is no variance to decompose")
     return rank
