@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from flatcl.options import Options, data_option, names, option, size, widths
+from flatcl.options import Options, data_option, names, option, widths
 
 
 def numbers(text: str) -> tuple[float, ...]:
@@ -40,7 +40,9 @@ class GeneralizeOptions(Options):
     data: str = data_option()
     seed: int = option(0, "of the first repeat: initial weights, batches, noise", int)
     seeds: int = option(3, "repeats, consecutive seeds", int)
-    train_size: int | None = option(700, "training images where nothing else is said", size)
+    train_size: int | None = option(
+        None, "training images where nothing else is said [700 of digits, else 4000]", int
+    )
     test_size: int = option(1000, "test images at most, the first", int)
     hidden: tuple[int, ...] = option(
         (30, 30),
@@ -60,7 +62,9 @@ class GeneralizeOptions(Options):
     decays: tuple[float, ...] = _knob((0, 1e-3, 3e-3, 1e-2), "weight decays, β of β|w|²/2")
     dropouts: tuple[float, ...] = _knob((0, 0.1, 0.2, 0.3), "dropout after the first hidden layer")
     scales: tuple[float, ...] = _knob((1, 2, 3, 4), "factors on the initial weights")
-    train_sizes: tuple[float, ...] = _knob((350, 700, 1200), "numbers of training images")
+    train_sizes: tuple[float, ...] | None = option(
+        None, "numbers of training images [half, once and twice train-size]", numbers, metavar="X,X"
+    )
     noises: tuple[float, ...] = _knob(
         (0, 0.05, 0.1), "wrongly labelled images trained on besides, as shares of the others"
     )
@@ -68,11 +72,16 @@ class GeneralizeOptions(Options):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "hidden", tuple(self.hidden))
+        if self.train_size is None:
+            object.__setattr__(self, "train_size", 700 if self.data == "digits" else 4000)
         self._whole("seed", 0)
         for name in ("seeds", "test_size", "batch_size", "max_epochs", "decay_epochs"):
             self._whole(name, 1)
-        for name in ("train_size", "jobs"):
-            self._whole(name, 1, optional=True)
+        self._whole("train_size", 1)
+        self._whole("jobs", 1, optional=True)
+        if self.train_sizes is None and self.train_size is not None:
+            sizes = (self.train_size // 2, self.train_size, 2 * self.train_size)
+            object.__setattr__(self, "train_sizes", tuple(n for n in sizes if n))
         for name in ("lr", "loss"):
             self._real(name)
             if getattr(self, name) == 0:
@@ -105,8 +114,7 @@ class GeneralizeOptions(Options):
             E.g. "digits, 700 images; mlp 30-30 without biases, sgd lr 0.1, batch 25; 3 seeds".
         """
         net = "-".join(map(str, self.hidden))
-        images = "all" if self.train_size is None else f"{self.train_size}"
         return (
-            f"{self.data}, {images} images; mlp {net} without biases, sgd lr {self.lr:g}, batch "
-            f"{self.batch_size}, until loss < {self.loss:g}; {self.seeds} seeds from {self.seed}"
+            f"{self.data}, {self.train_size} images; mlp {net} without biases, sgd lr {self.lr:g}, "
+            f"batch {self.batch_size}, until loss < {self.loss:g}; {self.seeds} seeds from {self.seed}"
         )

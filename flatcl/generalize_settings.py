@@ -47,7 +47,7 @@ class Setting:
         decay: β of β|w|²/2.
         dropout: p, after the first hidden layer.
         scale: of the initial weights.
-        train_size: correctly labelled images; None for all.
+        train_size: correctly labelled images.
         noise: wrongly labelled images trained on besides, as a share of ``train_size``.
         seed: of the repeat.
     """
@@ -63,7 +63,7 @@ class Setting:
     decay: float
     dropout: float
     scale: float
-    train_size: int | None
+    train_size: int
     noise: float
     seed: int
 
@@ -99,6 +99,7 @@ def runs_of(options: GeneralizeOptions) -> list[Run]:
         By knob, value and seed.
     """
     runs = []
+    assert options.train_size is not None  # the options' own default
     for knob, listed in KNOBS.items():
         for value in getattr(options, listed):
             for seed in range(options.seed, options.seed + options.seeds):

@@ -59,7 +59,7 @@ def load_sets(setting: Setting) -> Sets:
         DataError: there are too few images.
     """
     images = _images(setting.data)
-    order, size = torch.arange(len(images.x_train)), setting.train_size or len(images.x_train)
+    order, size = torch.arange(len(images.x_train)), setting.train_size
     extra = round(setting.noise * size)
     if size + extra > len(order):
         raise DataError(
@@ -70,9 +70,12 @@ def load_sets(setting: Setting) -> Sets:
         raise DataError(f"{size} images make no batch of {setting.batch_size}: lower it")
     rest = order[:0]
     if size < len(order):
-        rest, order = stratified_split(
-            images.y_train, size, seed=derive_seed(setting.seed, "images")
-        )
+        seed = derive_seed(setting.seed, "images")
+        if images.n_classes <= min(size, len(order) - size):
+            rest, order = stratified_split(images.y_train, size, seed=seed)
+        else:  # too few on one side for one of each class
+            drawn = torch.randperm(len(order), generator=torch.Generator().manual_seed(seed))
+            order, rest = drawn[:size].sort().values, drawn[size:].sort().values
     generator = torch.Generator().manual_seed(derive_seed(setting.seed, "wrong"))
     others = rest[torch.randperm(len(rest), generator=generator)[:extra]]
     shift = torch.randint(1, images.n_classes, (extra,), generator=generator)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from flatcl.errors import OptionError
-from flatcl.options import Options, option_fields
+from flatcl.options import Options, option_fields, size
 
 T = TypeVar("T", bound=Options)
 
@@ -39,7 +39,7 @@ def add_options(parser: argparse.ArgumentParser, options: type[Options], *, out:
             type=_reader(meta["parse"]),
             choices=meta["choices"] or None,
             metavar=meta["metavar"] or (None if meta["choices"] else _kind(meta["parse"])),
-            help=meta["help"].replace("%", "%%") + _default(item.name, item.default),
+            help=meta["help"].replace("%", "%%") + _default(meta["parse"], item.default),
         )
 
 
@@ -154,9 +154,9 @@ def _kind(parse: Callable[[str], object]) -> str:
     return {int: "N", float: "X", str: "NAME"}.get(parse, "N,N")  # type: ignore[call-overload, no-any-return]
 
 
-def _default(name: str, value: object) -> str:
+def _default(parse: Callable[[str], object], value: object) -> str:
     if isinstance(value, tuple):
         value = ",".join(map(str, value))
-    if name == "train_size":
-        value = "all"
+    if parse is size:
+        value = "all" if value is None else value
     return "" if value is None else f" [{value}]"

@@ -71,13 +71,23 @@ def test_a_knob_acts_on_the_factor_that_it_must() -> None:
     assert all(abs(one["matched_gap"] - one["gap"]) < 0.1 * one["gap"] for one in found)
 
 
+def test_sizes_are_those_of_the_data_where_none_are_given() -> None:
+    digits, mnist = GeneralizeOptions(), GeneralizeOptions(data="mnist")
+    assert (digits.train_size, digits.train_sizes) == (700, (350, 700, 1400))
+    assert (mnist.train_size, mnist.train_sizes) == (4000, (2000, 4000, 8000))
+    assert GeneralizeOptions(train_size=1).train_sizes == (1, 2)
+    assert GeneralizeOptions(train_sizes=()).train_sizes == ()
+
+
 def test_images_are_those_that_were_asked_for() -> None:
     options = GeneralizeOptions(seeds=1, train_size=200, noises=(0.1,))
     (run,) = [r for r in runs_of(options) if r.knob == "label noise"]
     sets = load_sets(run.setting)
     assert len(sets.x) == 200
     assert len(sets.noisy) == 20
-    whole = load_sets(runs_of(GeneralizeOptions(seeds=1, train_size=None, noises=()))[0].setting)
+    whole = load_sets(
+        runs_of(GeneralizeOptions(seeds=1, train_size=1437, noises=(), train_sizes=()))[0].setting
+    )
     rows = {tuple(row.tolist()): int(label) for row, label in zip(whole.x, whole.y, strict=True)}
     clean = {tuple(row.tolist()) for row in sets.x}
     for row, label in zip(sets.noisy, sets.wrong, strict=True):
