@@ -141,11 +141,30 @@ def check(lab: Lab, chosen: Sequence[Protocol], seed: int) -> bool:
     return same
 
 
+def of_part(known: Iterable[Protocol], part: str | None) -> list[Protocol]:
+    """Return the protocols of one of the lab's two parts, twelve hours on two cores each.
+
+    Args:
+        known: all protocols.
+        part: "short", with every method and ten seeds; "long", with the core methods and five; or
+            None for all.
+
+    Returns:
+        In the order given.
+    """
+    return [p for p in known if part is None or (p.methods == "core") == (part == "long")]
+
+
 def main() -> None:
     """Run what is missing, then render; or check."""
     known = protocols()
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("protocols", nargs="*", metavar="PROTOCOL", help=", ".join(known))
+    parser.add_argument(
+        "--part",
+        choices=("short", "long"),
+        help="where no protocol is named: those with every method and ten seeds, or the others",
+    )
     parser.add_argument(
         "--methods", type=names, default=(), help="comma-separated; all if left out"
     )
@@ -165,7 +184,7 @@ def main() -> None:
     strange += [name for name in chosen.regimes if name not in REGIMES]
     if strange:
         parser.error(f"there is no {strange[0]!r}")
-    picked = [known[name] for name in chosen.protocols or known]
+    picked = [known[name] for name in chosen.protocols] or of_part(known.values(), chosen.part)
     lab = Lab(chosen.keep)
     if chosen.check:
         sys.exit(0 if check(lab, picked, random.randrange(2**32)) else 1)

@@ -116,5 +116,6 @@ class GeneralizeOptions(Options):
         net = "-".join(map(str, self.hidden))
         return (
             f"{self.data}, {self.train_size} images; mlp {net} without biases, sgd lr {self.lr:g}, "
-            f"batch {self.batch_size}, until loss < {self.loss:g}; {self.seeds} seeds from {self.seed}"
+            f"batch {self.batch_size}, until loss < {self.loss:g}; {self.seeds} seeds from "
+            f"{self.seed}"
         )
