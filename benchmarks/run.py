@@ -142,7 +142,7 @@ def check(lab: Lab, chosen: Sequence[Protocol], seed: int) -> bool:
 
 
 def of_part(known: Iterable[Protocol], part: str | None) -> list[Protocol]:
-    """Return the protocols of one of the lab's two parts, twelve hours on two cores each.
+    """Return the protocols of one of the lab's two parts.
 
     Args:
         known: all protocols.

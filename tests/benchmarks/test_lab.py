@@ -254,7 +254,6 @@ def test_a_cluster_of_two_workers_makes_the_same_runs(protocol, tmp_path, monkey
     assert len(alone) == 2
 
 
-@pytest.mark.parametrize("wrong", [["nope"], ["--methods", "nope"], ["--regimes", "nope"]])
 def test_the_parts_of_the_lab_are_all_of_it():
     known = protocols().values()
     short, long = (run_module.of_part(known, part) for part in ("short", "long"))
@@ -264,6 +263,7 @@ def test_the_parts_of_the_lab_are_all_of_it():
     assert run_module.of_part(known, None) == list(known)
 
 
+@pytest.mark.parametrize("wrong", [["nope"], ["--methods", "nope"], ["--regimes", "nope"]])
 def test_names_that_do_not_exist_are_a_usage_error(wrong, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["run", *wrong])
     with pytest.raises(SystemExit) as caught:
