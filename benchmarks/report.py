@@ -97,7 +97,8 @@ def write_report(
     headline = headline_table(outcomes, about)
     found = gaps(collected, about)
     context = {
-        "counts": f"{len(outcomes)} runs of {len(methods)} methods on {len(known)} protocols.",
+        "counts": f"{len(outcomes)} runs of {len(methods)} methods on {len(known)} protocols; "
+        f"{_core_hours(outcomes, searches):.1f} hours of one core, searches included.",
         "reading": READING,
         "meanings": MEANINGS,
         "regimes": REGIMES,
@@ -118,6 +119,18 @@ def write_report(
     write_bytes(folder / "REPORT.html", _page(context).encode())
     write_summary(folder / "summary.json", outcomes, searches)
     insert(folder.parent / "README.md", "lab", headline)
+
+
+def _core_hours(outcomes: Sequence[Outcome], searches: Sequence[Search]) -> float:
+    """Return what all runs took; a run that two regimes share counts once."""
+    once = {
+        (run.protocol, run.method, run.seed, *sorted(run.settings.items())): sum(
+            run.seconds.values()
+        )
+        for run in outcomes
+    }
+    tried = sum(cell.seconds for search in searches for cell in search.tried)
+    return (sum(once.values()) + tried) / 3600
 
 
 def _section(
