@@ -19,6 +19,7 @@ LAYERS = (
     ("core",),
     ("fluctuations",),
     ("duality",),
+    ("lightning", "transformers"),
     ("published",),
     ("host",),
     ("offset", "experience", "checkpointing"),
