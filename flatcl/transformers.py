@@ -56,6 +56,5 @@ class LDCCallback(TrainerCallback):
             yield [batch[name] for name in self._names] + [batch["labels"]]
 
     def _logits(self, batch: Sequence[Tensor]) -> Tensor:
-        inputs = dict(zip(self._names, batch, strict=False))
-        logits: Tensor = self.landscape.model(**inputs).logits
-        return logits
+        outputs = self.landscape.model(**dict(zip(self._names, batch, strict=False)))
+        return outputs.logits  # type: ignore[no-any-return]
