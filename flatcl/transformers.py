@@ -30,8 +30,7 @@ class LDCCallback(TrainerCallback):
 
     def on_train_begin(self, *args: Any, model: nn.Module, **kwargs: Any) -> None:
         """Begin the task."""
-        optimizer = kwargs["optimizer"]
-        optimizer = getattr(optimizer, "optimizer", optimizer)  # accelerate wraps it
+        optimizer = getattr(kwargs["optimizer"], "optimizer", kwargs["optimizer"])  # unwrapped
         if not hasattr(self, "landscape"):
             self.landscape = Landscape(model, optimizer, options=self.options, forward=self._logits)
         self.landscape.attach(model, optimizer)
