@@ -65,8 +65,9 @@ interval.
 """
 _CLAIMED = """## Beside the paper's claims
 
-As recalled from the paper, not read again; "–" where nothing was recalled. Weight decay is
-β|w|²/2 during the first {decay} epochs; the paper's own form is not known.
+As recalled from the paper, not read again; "–" where nothing was recalled. Weight decay (β|w|²/2)
+and dropout act during the first {epochs} epochs and then end, for under them the loss is hardly
+reached; how the paper ends them is not known.
 """
 _EXPLAINS = """## What goes with the gap
 
@@ -121,7 +122,7 @@ def text(study: Study) -> str:
         head,
         effects_table(study.effects),
         _FIGURE,
-        _CLAIMED.format(decay=OPTIONS.decay_epochs),
+        _CLAIMED.format(epochs=OPTIONS.regularised_epochs),
         claims_table(study.effects),
         _EXPLAINS,
         correlations_table(study.rows),

@@ -54,8 +54,8 @@ class GeneralizeOptions(Options):
     lr: float = option(0.1, "learning rate, constant, of plain SGD", float)
     loss: float = option(1e-3, "train until the mean training loss is below this", float)
     max_epochs: int = option(2000, "but no longer", int)
-    decay_epochs: int = option(
-        200, "weight decay, where there is any, ends after so many, for the loss to be reached", int
+    regularised_epochs: int = option(
+        200, "weight decay and dropout end after so many, so that the loss is reached", int
     )
     batch_sizes: tuple[float, ...] = _knob((10, 25, 50), "batch sizes to compare")
     lrs: tuple[float, ...] = _knob((0.05, 0.1, 0.2), "learning rates to compare")
@@ -75,7 +75,7 @@ class GeneralizeOptions(Options):
         if self.train_size is None:
             object.__setattr__(self, "train_size", 700 if self.data == "digits" else 4000)
         self._whole("seed", 0)
-        for name in ("seeds", "test_size", "batch_size", "max_epochs", "decay_epochs"):
+        for name in ("seeds", "test_size", "batch_size", "max_epochs", "regularised_epochs"):
             self._whole(name, 1)
         self._whole("train_size", 1)
         self._whole("jobs", 1, optional=True)

@@ -41,7 +41,7 @@ class Setting:
         test_size: test images at most.
         loss: the stop rule, nats.
         max_epochs: the end of patience.
-        decay_epochs: after which weight decay ends.
+        regularised_epochs: after which weight decay and dropout end.
         batch_size: images a step.
         lr: η.
         decay: β of β|w|²/2.
@@ -57,7 +57,7 @@ class Setting:
     test_size: int
     loss: float
     max_epochs: int
-    decay_epochs: int
+    regularised_epochs: int
     batch_size: int
     lr: float
     decay: float
@@ -109,7 +109,7 @@ def runs_of(options: GeneralizeOptions) -> list[Run]:
                     options.test_size,
                     options.loss,
                     options.max_epochs,
-                    options.decay_epochs,
+                    options.regularised_epochs,
                     options.batch_size,
                     options.lr,
                     0.0,

@@ -130,20 +130,27 @@ def fit_network(setting: Setting, sets: Sets) -> Fitted:
     keep_share = 1.0 - setting.dropout
     loss, epoch, reached = math.inf, 0, False
     while epoch < setting.max_epochs and not reached:
-        decay = setting.decay if epoch < setting.decay_epochs else 0.0
+        regularised = bool(setting.decay or setting.dropout) and epoch < setting.regularised_epochs
         for chosen in _batches(len(x), setting.batch_size, generator):
             keep = None
-            if setting.dropout:
+            if setting.dropout and regularised:
                 shape = (len(chosen), setting.hidden[0])
                 keep = torch.full(shape, keep_share).bernoulli_(generator=generator) / keep_share
-            descend_(weights, x[chosen], y[chosen], setting.lr, keep=keep, decay=decay)
+            descend_(
+                weights,
+                x[chosen],
+                y[chosen],
+                setting.lr,
+                keep=keep,
+                decay=setting.decay * regularised,
+            )
         epoch += 1
         with torch.no_grad():
             loss = float(cross_entropy(network(x).double(), y))
         if not math.isfinite(loss):
             raise NonFiniteError(f"the loss is {loss} at lr {setting.lr:g}: lower it")
-        # Weight decay, where there is any, has its epochs before the loss counts.
-        reached = loss < setting.loss and (not setting.decay or epoch >= setting.decay_epochs)
+        # Weight decay and dropout have all of their epochs before the loss counts.
+        reached = loss < setting.loss and not regularised
     return Fitted(network, epoch, loss, reached)
 
 

@@ -20,7 +20,7 @@ from flatcl.generalize_training import fit_network, load_sets
 SMALL = [
     "--hidden", "8,8", "--train-size", "120", "--test-size", "60", "--loss", "0.05", "--jobs", "1",
     "--seeds", "2", "--lrs", "0.1,0.2", "--batch-sizes", "", "--decays", "0,0.01",
-    "--decay-epochs", "5", "--dropouts", "0,0.1", "--scales", "1,2", "--train-sizes", "",
+    "--regularised-epochs", "5", "--dropouts", "0,0.1", "--scales", "1,2", "--train-sizes", "",
     "--noises", "0,0.1",
 ]  # fmt: skip
 
@@ -96,7 +96,9 @@ def test_images_are_those_that_were_asked_for() -> None:
 
 
 def test_training_stops_at_the_loss_or_says_that_it_did_not() -> None:
-    options = GeneralizeOptions(seeds=1, train_size=100, loss=0.1, decays=(0.01,), decay_epochs=300)
+    options = GeneralizeOptions(
+        seeds=1, train_size=100, loss=0.1, decays=(0.01,), regularised_epochs=300
+    )
     runs = {run.knob: run.setting for run in runs_of(options)}
     good = fit_network(runs["learning rate"], load_sets(runs["learning rate"]))
     assert good.reached
