@@ -77,6 +77,11 @@ class Study:
                 f"lr {self.lr:g}, directions {self.directions}, spacing {self.spacing}: all must "
                 "be above 0"
             )
+        if not self.ranks:
+            raise DataError(
+                f"{len(self.snapshots)} snapshots of {self.surface.size} weights have no direction "
+                f"of rank {self.spacing} beside the drift: record longer or lower spacing"
+            )
 
     @property
     def ranks(self) -> list[int]:

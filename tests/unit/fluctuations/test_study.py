@@ -107,6 +107,8 @@ def test_refusals(study: Study) -> None:
         Study(torch.zeros(10, 7), study.surface, study.surface, LR, 5)
     with pytest.raises(OptionError, match="all must be above 0"):
         Study(study.snapshots, study.surface, study.surface, 0.0, 5)
+    with pytest.raises(DataError, match="9 snapshots of 40 weights have no direction of rank 10"):
+        Study(torch.zeros(9, 40), study.surface, study.surface, LR, 5)
     with pytest.raises(StateError, match="no twin"):
         study.twin_principal()
 
