@@ -21,6 +21,7 @@ suppress_warnings = [
     "myst.xref_missing",  # links to pages beside docs/, which are read on the repository's site
 ]
 
+autodoc_mock_imports = ["lightning", "transformers"]  # hosts of two callbacks, large and optional
 autodoc_typehints = "signature"
 autodoc_member_order = "bysource"
 autodoc_default_options = {"members": True, "undoc-members": False, "show-inheritance": True}
