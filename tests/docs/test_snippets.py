@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 import warnings
-from dataclasses import replace
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,53 @@ from flatcl.data import load_images
 from flatcl.streams import StreamOptions, make_stream
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-_BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+_MADE = {"_build", "_pages"}  # by the build
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    *(p for p in sorted((ROOT / "docs").rglob("*.md")) if not _MADE & set(p.parts)),
+]
+RUN = "python"
+# Blocks that hold no code to run: Sphinx's own. Commands and equations are indented text.
+NOT_CODE = {"{toctree}", "{eval-rst}"}
+_FENCE = re.compile(r"(?P<indent>[ >]*)(?P<fence>`{3,}|~{3,}) *(?P<info>.*?) *")
+# What would be Python in a block that is not fenced, or in one of reStructuredText.
+_STRAY = re.compile(r"[ >]*(>>> |\.\. (code|doctest|testcode|sourcecode|literalinclude))")
+_STATEMENT = re.compile(r"(    |\t)\s*(import \w|from [\w.]+ import |\w+ = \w+\(|print\()")
 
 
-def snippets(page: Path) -> list[str]:
-    return _BLOCK.findall(page.read_text(encoding="utf-8"))
+@dataclass(frozen=True)
+class Block:
+    """A fenced block: its info string, its text, and the line that it begins on."""
+
+    info: str
+    text: str
+    line: int
+
+
+def blocks(text: str) -> Iterator[Block]:
+    """Yield the fenced blocks of a page; whatever else may hold code is an AssertionError."""
+    opened: re.Match[str] | None = None
+    body: list[str] = []
+    began = 0
+    for number, line in enumerate(text.splitlines(), start=1):
+        fence = _FENCE.fullmatch(line)
+        assert not _STRAY.match(line), f"line {number}: code that is in no fenced block"
+        if opened is None:
+            assert not _STATEMENT.match(line), f"line {number}: Python in an indented block"
+            if fence:
+                assert not fence["indent"], f"line {number}: a fence that does not begin its line"
+                opened, body, began = fence, [], number
+        elif fence and not fence["info"] and fence["fence"].startswith(opened["fence"]):
+            yield Block(opened["info"], "\n".join(body) + "\n", began)
+            opened = None
+        else:
+            body.append(line)
+    assert opened is None, f"line {began}: a fence that is never closed"
+
+
+def snippets(page: Path) -> list[Block]:
+    return [block for block in blocks(page.read_text(encoding="utf-8")) if block.info == RUN]
 
 
 WITH_CODE = [page for page in PAGES if snippets(page)]
@@ -65,21 +107,47 @@ class Given(dict[str, Any]):
         )  # fmt: skip
 
 
-def test_every_page_with_code_is_known() -> None:
-    assert {page.name for page in WITH_CODE} >= {"README.md", "quickstart.md", "duality.md"}
-    for page in PAGES:  # no fence in another form, which would not be run
-        assert page.read_text(encoding="utf-8").count("```python") == len(snippets(page)), page
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_no_page_has_code_that_is_not_run(page: Path) -> None:
+    for block in blocks(page.read_text(encoding="utf-8")):
+        known = block.info == RUN or block.info in NOT_CODE
+        assert known, f"{page.name}, line {block.line}: a block of {block.info!r} would not be run"
 
 
-@pytest.mark.parametrize("page", WITH_CODE, ids=lambda page: page.stem)
+def test_every_page_is_markdown() -> None:
+    others = [p for p in (ROOT / "docs").rglob("*.rst") if not _MADE & set(p.parts)]
+    assert not others, "the blocks of these are not looked at"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("    import flatcl\n", "Python in an indented block"),
+        (">>> import flatcl\n", "in no fenced block"),
+        ("```{eval-rst}\n.. code-block:: python\n```\n", "in no fenced block"),
+        ("- see\n\n  ```python\n  1\n  ```\n", "does not begin its line"),
+        ("```python\n1\n", "never closed"),
+    ],
+)
+def test_code_in_another_form_is_refused(text: str, message: str) -> None:
+    with pytest.raises(AssertionError, match=message):
+        list(blocks(text))
+
+
+def test_other_fences_are_seen() -> None:
+    found = list(blocks("~~~py\n1\n~~~\n````python\n```\n````\n```\n2\n```\n"))
+    assert [block.info for block in found] == ["py", "python", ""]
+
+
+@pytest.mark.parametrize("page", WITH_CODE, ids=lambda page: str(page.relative_to(ROOT)))
 def test_the_snippets_of_a_page_run(
     page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     given = Given()
     loader = given["loader"]
-    for number, code in enumerate(snippets(page)):
+    for block in snippets(page):
         given["loader"] = loader  # others loop over it as a name of their own
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", category=DeprecationWarning)  # Avalanche's own
-            exec(compile(code, f"{page.name}, snippet {number + 1}", "exec"), given)
+            exec(compile(block.text, f"{page.name}, line {block.line}", "exec"), given)
