@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Thread
@@ -33,6 +34,7 @@ from flatcl.seeds import derive_seed
 from flatcl.trajectory import Recorded, Say, Trained, epoch_steps, record, train
 
 _STAGE_SAMPLES, _STAGE_DIRECTIONS = 2000, 20
+_PARTS = 13  # at most: more processes would have nothing to do
 _SHOWN = 5  # loss profiles drawn, of the Hessian's directions
 
 
@@ -75,7 +77,7 @@ def analyze(options: AnalyzeOptions, out: str | Path, say: Say = lambda line: No
 
 
 def _analyzed(options: AnalyzeOptions, folder: Path, say: Say) -> Analysis:
-    most = options.jobs or os.cpu_count() or 1
+    most = min(options.jobs or os.cpu_count() or 1, _PARTS)
     workers = Thread(target=_start, args=(most,))
     if most > 1 and not (folder / "analysis.json").exists():
         workers.start()
@@ -186,7 +188,8 @@ class _Bench:
 def _start(jobs: int) -> None:
     # While the network trains on one core, others can import what they will need. All of it: what
     # a worker's memory grows by after its first call, loky takes for a leak from 300 MB on.
-    Parallel(n_jobs=jobs)(delayed(_ready)() for _ in range(jobs))
+    with suppress(BaseException):  # the measuring meets it again; an interrupt is told by the main
+        Parallel(n_jobs=jobs)(delayed(_ready)() for _ in range(jobs))
 
 
 def _ready() -> None:

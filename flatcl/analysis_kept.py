@@ -67,7 +67,8 @@ def load_arrays(path: Path) -> Part:
         DataError: the file cannot be read.
     """
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        # numpy leaves a file that it opened itself open when it cannot read it
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             return Kept(path, {name: torch.from_numpy(archive[name]) for name in archive.files})
     except Exception as error:  # of the archive, of its compression, of an array's header
         raise DataError(f"{path} cannot be read ({error}): remove it, it is made again") from error

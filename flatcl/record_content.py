@@ -82,8 +82,13 @@ def record_of(content: Mapping[str, Any], cell: Cell, tasks: int) -> Record | No
         None if row is None else [_number(share, 1.0) for share in row]
         for row in _rows(content["accuracy"], tasks)
     ]
-    if status == "done" and (len(accuracy) != tasks or accuracy[-1] is None):
-        raise ValueError(f"{len(accuracy)} rows of {tasks} tasks")
+    if None in accuracy and cell.method != "joint":  # it alone is judged once, at its end
+        raise ValueError("a row is missing")
+    seconds = [_number(x) for x in _list(content["seconds"])]
+    if status == "done":
+        calls = 1 if cell.method == "joint" else tasks
+        if len(accuracy) != tasks or accuracy[-1] is None or len(seconds) != calls:
+            raise ValueError(f"{len(accuracy)} rows, {len(seconds)} times, of {tasks} tasks")
     loss, ends = content.get("loss"), content.get("task_end")
     if loss is not None:
         loss = [
@@ -94,7 +99,7 @@ def record_of(content: Mapping[str, Any], cell: Cell, tasks: int) -> Record | No
         cell,
         status,
         accuracy,
-        [_number(x) for x in _list(content["seconds"])],
+        seconds,
         _bytes(content["bytes_held"]),
         error,
         loss,
