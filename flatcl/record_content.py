@@ -129,6 +129,8 @@ def _number(value: object, most: float = math.inf, *, least: float = 0.0) -> flo
 
 
 def _bytes(value: object) -> int | None:
-    if value is None or (isinstance(value, int) and not isinstance(value, bool) and value >= 0):
-        return value
-    raise ValueError(f"{value!r} is no number of bytes")
+    if value is None:
+        return None
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**63:
+        raise ValueError(f"{value!r} is no number of bytes")
+    return value

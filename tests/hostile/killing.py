@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -85,9 +86,9 @@ COMMANDS = {
         "--directions 10 --spacing 4"
     ),
     "generalize": Command(
-        "generalize --hidden 8,8 --train-size 150 --test-size 60 --loss 0.05 --max-epochs 60 --seeds 4 "
-        "--lrs 0.1,0.2 --batch-sizes= --decays= --dropouts=0,0.1 --scales= --train-sizes= "
-        "--noises=0,0.1"
+        "generalize --hidden 8,8 --train-size 150 --test-size 60 --loss 0.05 --max-epochs 60 "
+        "--seeds 4 --lrs 0.1,0.2 --batch-sizes= --decays= --dropouts=0,0.1 --scales= "
+        "--train-sizes= --noises=0,0.1"
     ),
     "lab": Command("lab tiny --methods ldc,naive --regimes default"),
 }
@@ -97,9 +98,7 @@ COMMANDS = {
 class Process:
     """A command in a session of its own, with its output in files beside its folder."""
 
-    def __init__(
-        self, command: Command, out: Path, *more: str, limit: int | None = None
-    ) -> None:
+    def __init__(self, command: Command, out: Path, *more: str, limit: int | None = None) -> None:
         self.out = out
         out.mkdir(parents=True, exist_ok=True)
         self._log = out.parent / f"{out.name}.log"
@@ -135,10 +134,8 @@ class Process:
 
     def signal(self, number: signal.Signals) -> int:
         """Send a signal to the process and to all that it started; its exit code."""
-        try:
+        with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, number)
-        except ProcessLookupError:
-            pass
         try:
             return self.process.wait(120)
         finally:
@@ -146,10 +143,8 @@ class Process:
 
     def end(self) -> None:
         """See that nothing is left of it."""
-        try:
+        with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
         self.process.wait()
 
     def finish(self) -> tuple[int, str]:
@@ -226,15 +221,20 @@ def kill_somewhere(process: Process, draw: random.Random, span: float) -> int | 
             process.until(lambda: False, draw.uniform(0.0, span))
         else:
             for _ in range(draw.randrange(1, 4)):
-                before = {p: p.stat().st_size for p in process.out.rglob("*") if p.exists()}
-                process.until(lambda: _changed(process.out, before), 2 * span)
+                process.until(_changing(process.out), 2 * span)
     code = process.process.poll()
     process.signal(signal.SIGKILL)
     return code
 
 
-def _changed(out: Path, before: dict[Path, int]) -> bool:
-    try:
-        return {p: p.stat().st_size for p in out.rglob("*")} != before
-    except OSError:  # a file was renamed meanwhile
-        return True
+def _changing(out: Path) -> Callable[[], bool]:
+    before = _sizes(out)
+    return lambda: _sizes(out) != before
+
+
+def _sizes(out: Path) -> dict[Path, int]:
+    found = {}
+    for path in out.rglob("*"):
+        with contextlib.suppress(OSError):  # renamed meanwhile
+            found[path] = path.stat().st_size
+    return found

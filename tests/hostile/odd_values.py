@@ -11,12 +11,14 @@ from hypothesis import strategies as st
 from flatcl.options import Options, option_fields
 
 HOSTILE = (
-    "", " ", "0", "-0", "-1", "1", "2", "3.5", "1e3", "-1e-9", "1e999", "nan", "-nan", "inf", "-inf",
+    "", " ", "0", "-0", "-1", "1", "2", "3.5", "1e3", "-1e-9", "1e999", "nan", "-nan", "inf",
+    "-inf",
     "9" * 25, "9" * 400, "9" * 5000, "1" + "0" * 400, "1_000", "٣", "0x10", "1,2", "1,", ",", ",,",
     "1,,2", "-1,4", "8,8", "8,8,8", "1e3,4", "nan,1", "true", "False", "None", "null", "all", "--",
     "-", "-h", "a\nb", "a\tb", "a\r\nb", "\x00", "\x1b[31m", "é", "日本", "🙂", "\udcff", "%", "%s",
     "%(prog)s", "{}", "{0}", "$x$", "$x^{$", "a'b", 'a"b', "../..", "/dev/null", "x.npz", "digits",
-    "[1]", "{a=1}", "power:2", "power:-1", "power:nan", "naive,ewc", "naive,naive", "joint", "cuda:9",
+    "[1]", "{a=1}", "power:2", "power:-1", "power:nan", "naive,ewc", "naive,naive", "joint",
+    "cuda:9", "cuda:99999999999",
 )  # fmt: skip
 """Words that have broken one parser or another."""
 
@@ -64,7 +66,8 @@ def values() -> st.SearchStrategy[Any]:
         st.booleans(),
         st.integers(-3, 300),
         st.integers(),
-        st.sampled_from([10**30, -(10**30), 10**400, 16**6000, math.nan, math.inf, -math.inf, 5e-324]),
+        st.sampled_from([10**30, -(10**30), 10**400, 16**6000]),
+        st.sampled_from([math.nan, math.inf, -math.inf, 5e-324]),
         st.floats(),
         st.sampled_from(HOSTILE),
         st.text(max_size=8),
@@ -86,8 +89,8 @@ def toml_values() -> st.SearchStrategy[str]:
         st.integers(-3, 300).map(str),
         st.integers().map(str),
         st.floats().map(repr),
-        st.sampled_from(["true", "false", "1" + "0" * 400, "9" * 5000, "0x" + "f" * 6000, "1e999"]),
-        st.sampled_from(HOSTILE).filter(str.isprintable).map(lambda s: "'" + s.replace("'", "") + "'"),
+        st.sampled_from(["true", "false", "1e999", "1" + "0" * 400, "9" * 5000, "0x" + "f" * 6000]),
+        st.sampled_from(HOSTILE).filter(str.isprintable).map(quoted),
         st.just(datetime.date(2021, 2, 28).isoformat()),
         st.just("07:32:00"),
     )  # fmt: skip
@@ -98,6 +101,11 @@ def toml_values() -> st.SearchStrategy[str]:
         plain.map(lambda part: f"{{ a = {part} }}"),
         st.sampled_from(["", "[", "=", "nan", "[" * 3000, "'é", "\\"]),
     )
+
+
+def quoted(text: str) -> str:
+    """A string of TOML."""
+    return "'" + text.replace("'", "") + "'"
 
 
 def files_of(options: type[Options]) -> st.SearchStrategy[bytes]:

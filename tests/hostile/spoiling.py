@@ -18,9 +18,9 @@ Path = tuple[Any, ...]
 
 def paths(content: Any, before: Path = ()) -> Iterator[Path]:
     """Yield the way to every entry, however deep."""
-    entries = content.items() if isinstance(content, dict) else ()
-    entries = enumerate(content) if isinstance(content, list) else entries
-    for key, value in entries:
+    if isinstance(content, list):
+        content = dict(enumerate(content))
+    for key, value in content.items() if isinstance(content, dict) else ():
         yield (*before, key)
         yield from paths(value, (*before, key))
 

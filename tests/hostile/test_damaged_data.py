@@ -1,4 +1,4 @@
-"""Data files cut short, altered or made to harm: refused in one line, never read as something else."""
+"""Data files cut short, altered or made to harm: refused in one line, or read as they were."""
 
 from __future__ import annotations
 
@@ -20,8 +20,10 @@ from flatcl.errors import DataError, FlatclError
 
 SMALL = {
     "compare": "--methods naive --tasks 2 --seeds 1 --epochs 1 --hidden 4 --jobs 1",
-    "analyze": "--batch-size 10 --subset 20 --no-panel --hidden 12,12 --max-epochs 1 --steps 200 --directions 10 --spacing 4 --jobs 1",
-    "generalize": "--hidden 8,8 --seeds 1 --train-size 40 --batch-sizes= --train-sizes= --noises= --jobs 1",
+    "analyze": "--batch-size 10 --subset 20 --no-panel --hidden 12,12 --max-epochs 1 --steps 200 "
+    "--directions 10 --spacing 4 --jobs 1",
+    "generalize": "--hidden 8,8 --seeds 1 --train-size 40 --batch-sizes= --train-sizes= --noises= "
+    "--lrs= --dropouts= --max-epochs 50 --jobs 1",
 }
 
 
@@ -36,7 +38,7 @@ def arrays(**changes: Any) -> dict[str, np.ndarray]:
     return {name: value for name, value in (good | changes).items() if value is not None}
 
 
-def content(*, compressed: bool = True, **changes: Any) -> bytes:
+def content(compressed: bool = True, /, **changes: Any) -> bytes:
     stream = io.BytesIO()
     (np.savez_compressed if compressed else np.savez)(stream, **arrays(**changes))  # type: ignore[arg-type]
     return stream.getvalue()
@@ -84,14 +86,14 @@ def test_a_data_file_cut_or_altered_is_refused_or_as_it_was(
     tmp_path: Path, compressed: bool
 ) -> None:
     draw, path = random.Random(2), tmp_path / "images.npz"
-    whole, refused = content(compressed=compressed), 0
-    for _ in range(300):
+    whole, refused = content(compressed), 0
+    for _ in range(200):
         path.write_bytes(damaged(whole, draw))
         try:
             refused += outcome(path) is not None
         except (NotImplementedError, RuntimeError):  # the test below
             continue
-    assert refused > 200
+    assert refused > 130
 
 
 @pytest.mark.xfail(

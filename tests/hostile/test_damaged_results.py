@@ -16,6 +16,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from killing import numbers
+from spoiling import at, paths, spoilt, wrong
 from torch import nn
 
 from flatcl.analysis import analyze
@@ -33,8 +35,6 @@ from flatcl.generalize_runs import measure
 from flatcl.generalize_settings import runs_of
 from flatcl.protocol import CompareOptions
 from flatcl.records import Cell, load, path_of
-from killing import numbers
-from spoiling import at, paths, spoilt, wrong
 
 COMPARED = CompareOptions(
     methods=("naive",), tasks=2, seeds=1, epochs=1, train_size=48, hidden=(4,), jobs=1
@@ -106,7 +106,14 @@ def test_no_spoilt_entry_of_a_run_is_read_as_a_number(compared: Path) -> None:
             if found is not None:  # an entry that may be missing, or that says nothing of the run
                 assert (found.accuracy, found.seconds) == (good.accuracy, good.seconds)
                 assert found.bytes_held in (good.bytes_held, None)
-                assert way[0] in {"commit", "error", "loss", "task_end", "bytes_first", "bytes_held"}
+                assert way[0] in {
+                    "commit",
+                    "error",
+                    "loss",
+                    "task_end",
+                    "bytes_first",
+                    "bytes_held",
+                }
     path.write_text(whole, encoding="utf-8")
     assert refused > 200
 
@@ -163,7 +170,9 @@ def test_a_data_file_that_changed_under_its_name_is_studied_anew(tmp_path: Path)
     path, found = tmp_path / "images.npz", []
     for _ in range(2):
         x = draw.integers(0, 255, (90, 4, 4), dtype=np.uint8)
-        np.savez(path, x_train=x, y_train=np.arange(90) % 2, x_test=x[:40], y_test=np.arange(40) % 2)
+        np.savez(
+            path, x_train=x, y_train=np.arange(90) % 2, x_test=x[:40], y_test=np.arange(40) % 2
+        )
         options = GeneralizeOptions(**{**vars(STUDIED), "data": str(path), "train_size": 80})
         found.append(generalize(options, tmp_path / "out").rows)
     assert found[0][0]["gap"] != found[1][0]["gap"]
@@ -224,7 +233,7 @@ def test_a_damaged_file_of_options_is_refused(
     folder = tmp_path / "out"
     shutil.copytree(analysed, folder)
     (folder / "options.json").write_bytes(content)
-    with pytest.raises(OptionError, match="damaged|holds an analysis with another") as caught:
+    with pytest.raises(OptionError, match=r"damaged|holds an analysis with another") as caught:
         analyze(ANALYSED, folder)
     assert "\n" not in str(caught.value)
 

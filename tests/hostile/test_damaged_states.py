@@ -10,14 +10,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from odd_values import values
+from spoiling import GONE, at, paths, spoilt, wrong
 from torch import nn
 from torch.nn import functional as F
 
 from flatcl.core.engine import Landscape
 from flatcl.core.options import LDCOptions
 from flatcl.errors import OptionError, StateError
-from odd_values import values
-from spoiling import GONE, at, paths, spoilt, wrong
 
 WEIGHT = "0.weight"
 

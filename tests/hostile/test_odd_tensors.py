@@ -22,8 +22,8 @@ from flatcl.duality import (
 from flatcl.errors import FlatclError
 
 SHAPES: tuple[tuple[int, ...], ...] = (
-    (), (0,), (1,), (4,), (0, 4), (3, 4), (4, 3), (5, 4), (5, 0, 4), (5, 1, 4), (5, 2, 4), (5, 6, 4),
-    (2, 2, 2, 2),
+    (), (0,), (1,), (4,), (0, 4), (3, 4), (4, 3), (5, 4), (5, 0, 4), (5, 1, 4), (5, 2, 4),
+    (5, 6, 4), (2, 2, 2, 2),
 )  # fmt: skip
 DTYPES = (torch.float64, torch.float32, torch.int64, torch.bool, torch.complex64, torch.float16)
 SPOILS = (None, math.nan, math.inf, 0.0, 1e300, 1e-300)
@@ -99,16 +99,41 @@ def test_decompositions_of_odd_tensors(rises: torch.Tensor, basis: torch.Tensor)
             assert math.isfinite(found.total)
 
 
+def samples() -> st.SearchStrategy[torch.Tensor]:
+    """Inputs that the network can take, some with a number that is none."""
+
+    def made(number: int, dtype: torch.dtype, spoil: float | None) -> torch.Tensor:
+        found = torch.randn(number, 4, generator=torch.Generator().manual_seed(1), dtype=dtype)
+        if spoil is not None and number:
+            found[0, 0] = spoil
+        return found
+
+    kinds = st.sampled_from((torch.float32, torch.float64))
+    return st.builds(
+        made, st.integers(0, 6), kinds, st.sampled_from((None, math.nan, math.inf, 0.0, 1e30))
+    )
+
+
 @settings(deadline=None, derandomize=True, max_examples=25)
-@given(x=tensors(), y=labels(), z=tensors(), t=labels(), layer=st.sampled_from(["0", "1", "2", ""]))
-def test_gaps_of_odd_tensors(
-    x: torch.Tensor, y: torch.Tensor, z: torch.Tensor, t: torch.Tensor, layer: str
+@given(
+    x=samples(),
+    y=st.lists(st.integers(0, 1), max_size=6).map(lambda v: torch.tensor(v, dtype=torch.int64)),
+    z=samples(),
+    as_many=st.booleans(),
+    layer=st.sampled_from(["0", "0", "2", "1", "", "9"]),
+)
+def test_gaps_of_odd_samples(
+    x: torch.Tensor, y: torch.Tensor, z: torch.Tensor, as_many: bool, layer: str
 ) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 3))
+    t = y
+    if as_many:
+        y, t = torch.arange(len(x)) % 2, torch.arange(len(z)) % 2
     found = refused_or(generalization_gap, model, layer, (x, y), (z, t))
     if found is not None:
         assert math.isfinite(found.gap)
+        assert all(math.isfinite(matched.gap) for matched in found.matched.values())
 
 
 @pytest.mark.parametrize("batch", [0, -1, None, 1.5, "x"])
