@@ -42,8 +42,8 @@ LAYERS = (
     ("analysis_task", "analysis_kept"),
     ("generalize_settings",),
     ("trajectory", "generalize_training"),
-    ("generalize_runs", "generalize_kept"),
-    ("analysis_summary", "generalize_summary"),
+    ("generalize_runs",),
+    ("analysis_summary", "generalize_summary", "generalize_kept"),
     ("analysis", "analysis_record", "generalize"),
     ("cli",),
 )

@@ -7,7 +7,7 @@ import contextlib
 import io
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from flatcl import __version__
@@ -32,11 +32,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit code.
     """
+    return in_one_line(lambda: _run(arguments))
+
+
+def in_one_line(command: Callable[[], int]) -> int:
+    """Return the exit code of a command, with one line on stderr for what it raises.
+
+    Args:
+        command: returns its own exit code.
+
+    Returns:
+        The exit code; what is a defect of the command goes through.
+    """
     for stream in (sys.stdout, sys.stderr):  # a terminal may not have every character
         if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
             stream.reconfigure(errors="backslashreplace")
     try:
-        code = _run(arguments)
+        code = command()
         sys.stdout.flush()
         return code
     except FlatclError as error:
