@@ -83,7 +83,7 @@ def read(path: Path) -> Protocol:
     """
     try:
         content: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
-    except tomllib.TOMLDecodeError as error:
+    except ValueError as error:  # no TOML, or no UTF-8
         raise OptionError(f"{path.name}: {error}") from error
     known = {field.name for field in fields(Protocol)} - {"name"}
     strange = sorted(set(content) - known)

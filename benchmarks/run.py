@@ -28,6 +28,7 @@ from benchmarks.protocol_files import Protocol, protocols
 from benchmarks.report import write_report
 from benchmarks.targets import load_targets
 from flatcl.cells import run_cell
+from flatcl.cli.main import in_one_line
 from flatcl.errors import FlatclError
 from flatcl.options import names
 from flatcl.records import Record, save, versions
@@ -157,6 +158,12 @@ def of_part(known: Iterable[Protocol], part: str | None) -> list[Protocol]:
 
 def main() -> None:
     """Run what is missing, then render; or check."""
+    code = in_one_line(_main)
+    if code:
+        sys.exit(code)
+
+
+def _main() -> int:
     known = protocols()
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("protocols", nargs="*", metavar="PROTOCOL", help=", ".join(known))
@@ -187,7 +194,7 @@ def main() -> None:
     picked = [known[name] for name in chosen.protocols] or of_part(known.values(), chosen.part)
     lab = Lab(chosen.keep)
     if chosen.check:
-        sys.exit(0 if check(lab, picked, random.randrange(2**32)) else 1)
+        return 0 if check(lab, picked, random.randrange(2**32)) else 1
     if chosen.list:
         for protocol in picked:
             for method in methods_of(protocol):
@@ -195,7 +202,7 @@ def main() -> None:
                     continue
                 missing = lab.missing(protocol, method, chosen.regimes, chosen.seeds)
                 print(f"{protocol.name:28} {method.name:16} {len(missing):4}")
-        return
+        return 0
     failed: list[Job] = []
     if not chosen.render:
         print(f"{RESULTS}, {dict(versions())}", file=sys.stderr)
@@ -209,7 +216,7 @@ def main() -> None:
             until=time.monotonic() + 3600 * chosen.hours,
         )
     render(lab, known, Path(__file__).parent)
-    sys.exit(1 if failed else 0)
+    return 1 if failed else 0
 
 
 def render(lab: Lab, known: Mapping[str, Protocol], folder: Path) -> None:

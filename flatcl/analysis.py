@@ -7,34 +7,34 @@ there is not made again.
 
 from __future__ import annotations
 
-import io
-import json
 import os
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from threading import Thread
 from typing import Any
 
-import numpy as np
 import torch
 from joblib import Parallel, delayed
 
+from flatcl.analysis_kept import claim, load_arrays, save_arrays
 from flatcl.analysis_options import AnalyzeOptions
 from flatcl.analysis_summary import facts_of, points_of, summary_of
 from flatcl.analysis_task import Task, load_task, surface_at
-from flatcl.errors import DataError, OptionError
+from flatcl.errors import DataError
 from flatcl.fluctuations.along import Part
 from flatcl.fluctuations.annealing import annealing
 from flatcl.fluctuations.flatness import profile
 from flatcl.fluctuations.relation import VarianceFlatness
 from flatcl.fluctuations.study import Study
 from flatcl.fluctuations.surface import LossSurface
-from flatcl.io import write_bytes, write_json
+from flatcl.io import write_json
 from flatcl.seeds import derive_seed
 from flatcl.trajectory import Recorded, Say, Trained, epoch_steps, record, train
 
 _STAGE_SAMPLES, _STAGE_DIRECTIONS = 2000, 20
+_PARTS = 13  # at most: more processes would have nothing to do
 _SHOWN = 5  # loss profiles drawn, of the Hessian's directions
 
 
@@ -67,7 +67,7 @@ def analyze(options: AnalyzeOptions, out: str | Path, say: Say = lambda line: No
         The analysis; ``analysis.json`` and arrays are in the folder.
     """
     folder = Path(out)
-    _claim(folder, options)
+    claim(folder, options)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # of more cores, parts make better use than steps this small
     try:
@@ -77,7 +77,7 @@ def analyze(options: AnalyzeOptions, out: str | Path, say: Say = lambda line: No
 
 
 def _analyzed(options: AnalyzeOptions, folder: Path, say: Say) -> Analysis:
-    most = options.jobs or os.cpu_count() or 1
+    most = min(options.jobs or os.cpu_count() or 1, _PARTS)
     workers = Thread(target=_start, args=(most,))
     if most > 1 and not (folder / "analysis.json").exists():
         workers.start()
@@ -165,9 +165,14 @@ class _Bench:
     def keep(self, name: str, make: Callable[[], Part]) -> Part:
         if name not in self.kept:
             path = self.folder / "arrays" / f"{name}.npz"
-            if not path.exists():
-                _save_arrays(path, make())
-            self.kept[name] = load_arrays(path)
+            if path.exists():
+                try:
+                    self.kept[name] = load_arrays(path)
+                except DataError as error:
+                    self.say(str(error))
+            if name not in self.kept:
+                save_arrays(path, make())
+                self.kept[name] = load_arrays(path)
         return self.kept[name]
 
     def _window(self, sampling: str) -> tuple[Recorded, LossSurface, LossSurface]:
@@ -183,7 +188,8 @@ class _Bench:
 def _start(jobs: int) -> None:
     # While the network trains on one core, others can import what they will need. All of it: what
     # a worker's memory grows by after its first call, loky takes for a leak from 300 MB on.
-    Parallel(n_jobs=jobs)(delayed(_ready)() for _ in range(jobs))
+    with suppress(BaseException):  # the measuring meets it again; an interrupt is told by the main
+        Parallel(n_jobs=jobs)(delayed(_ready)() for _ in range(jobs))
 
 
 def _ready() -> None:
@@ -196,52 +202,6 @@ def _make(options: AnalyzeOptions, folder: Path, name: str) -> str:
     trained = train(task, options, folder / "train.pt", lambda line: None)
     _Bench(options, folder, task, trained, lambda line: None).make(name)
     return name
-
-
-def load_arrays(path: Path) -> Part:
-    """Return the arrays that a file holds, as tensors.
-
-    Args:
-        path: an npz file without pickles.
-
-    Returns:
-        Name → tensor.
-
-    Raises:
-        DataError: the file cannot be read.
-    """
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            return {name: torch.from_numpy(archive[name]) for name in archive.files}
-    except (OSError, ValueError, EOFError) as error:
-        raise DataError(f"{path} cannot be read ({error}): remove it, it is made again") from error
-
-
-def _save_arrays(path: Path, part: Part) -> None:
-    buffer = io.BytesIO()
-    arrays: dict[str, Any] = {name: t.detach().cpu().numpy() for name, t in part.items()}
-    np.savez(buffer, **arrays)
-    write_bytes(path, buffer.getvalue())
-
-
-def _claim(folder: Path, options: AnalyzeOptions) -> None:
-    # A folder that holds another analysis is refused; the number of jobs may differ.
-    mine = json.loads(json.dumps(asdict(options)))
-    del mine["jobs"]
-    path = folder / "options.json"
-    if path.exists():
-        try:
-            theirs = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError:
-            theirs = {}
-        if theirs != mine:
-            other = sorted(k for k in mine if theirs.get(k) != mine[k])
-            raise OptionError(
-                f"{folder} holds an analysis with another {', '.join(other)}: choose another "
-                "--out, or remove it"
-            )
-    else:
-        write_json(path, mine)
 
 
 def _run_facts(bench: _Bench) -> Part:

@@ -51,20 +51,17 @@ class AnalyzeOptions(Options):
     jobs: int | None = option(None, "parts measured at the same time, one core each [cores]", int)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "hidden", tuple(self.hidden))
         for name in ("batch_size", "max_epochs", "subset", "spacing"):
             self._whole(name, 1)
         self._whole("directions", 10)
-        self._whole("seed", 0)
+        self._seed()
         for name in ("steps", "train_size", "jobs"):
             self._whole(name, 1, optional=True)
         for name in ("lr", "loss", "accuracy"):
             self._real(name)
         self._choices()
-        if not isinstance(self.data, str) or not self.data:
-            self._refuse("data", "give a name")
-        if not isinstance(self.panel, bool):
-            self._refuse("panel", "give true or false")
+        self._data()
+        self._switch("panel")
         if self.lr == 0:
             self._refuse("lr", "give a number above 0")
         if self.steps is not None and self.steps < 10 * self.directions:

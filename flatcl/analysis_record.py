@@ -15,7 +15,7 @@ from flatcl.fluctuations.drift import alignment, linear_drift
 from flatcl.fluctuations.pca import principal_directions
 from flatcl.fluctuations.record import open_record
 from flatcl.fluctuations.spectrum import cosine_overlap
-from flatcl.io import write_json
+from flatcl.io import finite, write_json
 from flatcl.records import commit, versions
 from flatcl.tables import markdown_table
 
@@ -69,6 +69,7 @@ def analyze_record(path: str | Path, out: Path) -> tuple[dict[str, Any], str]:
         "versions": dict(versions()),
         "commit": commit(),
     }
+    numbers = {name: finite(value) for name, value in numbers.items()}
     write_json(out / "analysis.json", numbers)
     rows = [
         [name, f"{value:.4g}" if isinstance(value, float) else str(value)]

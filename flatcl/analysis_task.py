@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -42,7 +43,7 @@ def load_task(options: AnalyzeOptions) -> Task:
         The images and labels.
 
     Raises:
-        DataError: there are fewer images than a batch has.
+        DataError: there are fewer images than two batches have, or they are all alike.
     """
     images = load_images(options.data)
     x, y = images.x_train.flatten(1).float(), images.y_train
@@ -51,7 +52,14 @@ def load_task(options: AnalyzeOptions) -> Task:
         x, y = x[chosen], y[chosen]
     if len(x) < 2 * options.batch_size:
         raise DataError(f"{len(x)} images make no two batches of {options.batch_size}: lower it")
-    return Task((x - x.mean()) / x.std(), y, images.n_classes)
+    spread = x.std()
+    if not 0 < spread < math.inf:
+        value = float(x[0, 0])
+        raise DataError(
+            f"the training pixels of {options.data} are all {value:g}, or too large for float32: "
+            "give other images"
+        )
+    return Task((x - x.mean()) / spread, y, images.n_classes)
 
 
 def make_network(task: Task, options: AnalyzeOptions) -> nn.Sequential:

@@ -95,6 +95,9 @@ def plot_knobs(rows: Records, ax: Axes | None = None) -> Axes:
     knobs = list(dict.fromkeys(row["knob"] for row in done))
     for number, knob in enumerate(knobs):
         mine = [row for row in done if row["knob"] == knob]
+        mine = [row for row in mine if min(row["product"] or 0.0, row["gap"]) > 0]
+        if not mine:  # a logarithm has no place for them
+            continue
         ax.scatter(
             [row["product"] for row in mine],
             [row["gap"] for row in mine],
@@ -113,7 +116,8 @@ def plot_knobs(rows: Records, ax: Axes | None = None) -> Axes:
         axis.set_major_formatter(StrMethodFormatter("{x:g}"))
     ax.set(xlabel="$Σ_n σ_{g,n} σ_{w,n}$ (nats)", ylabel="generalisation gap (nats)")
     ax.grid(alpha=0.3, linewidth=0.6, which="both")
-    ax.legend(frameon=False, fontsize=7)
+    if ax.collections:
+        ax.legend(frameon=False, fontsize=7)
     return ax
 
 

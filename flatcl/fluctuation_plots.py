@@ -256,8 +256,11 @@ def _scatter(ax: Axes, pairs: Pairs) -> None:
         a, b = _numbers(x), _numbers(y)
         good = np.isfinite(a) & np.isfinite(b) & (a > 0) & (b > 0)
         ink, mark = _INK[i % len(_INK)], _MARKS[i % len(_MARKS)]
-        ax.scatter(a[good], b[good], s=_SIZE, color=ink, marker=mark, alpha=0.6, linewidths=0)
+        if good.any():
+            ax.scatter(a[good], b[good], s=_SIZE, color=ink, marker=mark, alpha=0.6, linewidths=0)
         ax.plot([], [], mark, color=ink, label=name)
+    if not ax.collections:  # nothing at all would leave limits that a logarithm has not
+        ax.set(xlim=(0.1, 10.0), ylim=(0.1, 10.0))
     ax.set(xscale="log", yscale="log")
     _few_labels(ax.xaxis)
     _few_labels(ax.yaxis)

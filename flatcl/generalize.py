@@ -7,7 +7,6 @@ absent; a network that is there is not trained again.
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -18,6 +17,7 @@ from typing import Any
 import torch
 from joblib import Parallel, delayed
 
+from flatcl.generalize_kept import keep, kept
 from flatcl.generalize_options import GeneralizeOptions
 from flatcl.generalize_runs import measure
 from flatcl.generalize_settings import VERSION, Run, Setting, runs_of
@@ -81,8 +81,8 @@ def generalize(options: GeneralizeOptions, out: str | Path, say: Say = lambda li
     if len(wanted) < len(settings):
         say(f"{len(settings) - len(wanted)} of {len(settings)} networks found")
     _fill(folder, wanted, options.jobs or os.cpu_count() or 1, say)
-    kept = {one: _read(folder, one) for one in settings}
-    return _told(options, folder, runs, [kept[run.setting] or {} for run in runs])
+    found = {one: kept(folder, one) for one in settings}
+    return _told(options, folder, runs, [found[run.setting] or {} for run in runs])
 
 
 def missing(options: GeneralizeOptions, out: str | Path) -> list[Setting]:
@@ -95,7 +95,7 @@ def missing(options: GeneralizeOptions, out: str | Path) -> list[Setting]:
     Returns:
         Their settings.
     """
-    return [one for one in _settings(runs_of(options)) if _read(Path(out), one) is None]
+    return [one for one in _settings(runs_of(options)) if kept(Path(out), one) is None]
 
 
 def _settings(runs: Sequence[Run]) -> list[Setting]:
@@ -112,7 +112,7 @@ def _fill(folder: Path, wanted: Sequence[Setting], jobs: int, say: Say) -> None:
         made = map(_measured, wanted)
     begun = said = time.monotonic()
     for number, (setting, record) in enumerate(made, 1):
-        write_json(_path(folder, setting), record)
+        keep(folder, setting, record)
         left = (time.monotonic() - begun) / number * (len(wanted) - number)
         if number == len(wanted) or time.monotonic() - said > _EVERY:
             said = time.monotonic()
@@ -144,18 +144,3 @@ def _told(
     }
     write_json(folder / "generalize.json", finite(summary))
     return study
-
-
-def _path(folder: Path, setting: Setting) -> Path:
-    return folder / "runs" / f"{setting.name}.json"
-
-
-def _read(folder: Path, setting: Setting) -> dict[str, Any] | None:
-    """Return the record of a run; None if it is missing or was cut off."""
-    try:
-        content = json.loads(_path(folder, setting).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    whole = isinstance(content, dict) and content.get("version") == VERSION
-    same = whole and content.get("setting") == json.loads(json.dumps(asdict(setting)))
-    return content if same and content.get("status") in ("done", "diverged") else None

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
-from flatcl.options import Options, data_option, names, option, widths
+from flatcl.options import Options, data_option, names, number_of, option, widths
+
+LARGEST = 4096
+"""Weights that are looked at, at most: the duality holds their Hessian densely."""
+
+_MOST_SEEDS = 10_000
 
 
 def numbers(text: str) -> tuple[float, ...]:
@@ -71,12 +78,12 @@ class GeneralizeOptions(Options):
     jobs: int | None = option(None, "networks trained at the same time, one core each [cores]", int)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "hidden", tuple(self.hidden))
         if self.train_size is None:
             object.__setattr__(self, "train_size", 700 if self.data == "digits" else 4000)
-        self._whole("seed", 0)
-        for name in ("seeds", "test_size", "batch_size", "max_epochs", "regularised_epochs"):
+        self._seed()
+        for name in ("test_size", "batch_size", "max_epochs", "regularised_epochs"):
             self._whole(name, 1)
+        self._whole("seeds", 1, most=_MOST_SEEDS)
         self._whole("train_size", 1)
         self._whole("jobs", 1, optional=True)
         if self.train_sizes is None and self.train_size is not None:
@@ -86,9 +93,12 @@ class GeneralizeOptions(Options):
             self._real(name)
             if getattr(self, name) == 0:
                 self._refuse(name, "give a number above 0")
-        if not isinstance(self.data, str) or not self.data:
-            self._refuse("data", "give a name")
+        self._data()
         self._hidden(2, "30,30")
+        weights = self.hidden[-1] * self.hidden[-2]
+        if weights > LARGEST:
+            few = f"at most {LARGEST} weights, so that their Hessian can be held"
+            self._refuse("hidden", f"{weights} weights lie between the last two; give {few}")
         for name in ("batch_sizes", "train_sizes"):
             self._knob_values(name, lambda v: v >= 1 and v == int(v), "whole numbers, 1 or more")
         for name in ("lrs", "scales"):
@@ -97,13 +107,10 @@ class GeneralizeOptions(Options):
         for name in ("dropouts", "noises"):
             self._knob_values(name, lambda v: 0 <= v < 1, "numbers from 0 to below 1")
 
-    def _knob_values(self, name: str, good: object, wanted: str) -> None:
-        values = getattr(self, name)
-        try:
-            values = tuple(float(value) for value in values)
-        except (TypeError, ValueError):
-            self._refuse(name, f"give {wanted}")
-        if not all(abs(value) < float("inf") and good(value) for value in values):  # type: ignore[operator]
+    def _knob_values(self, name: str, good: Callable[[float], bool], wanted: str) -> None:
+        self._list(name, "1,2")
+        values = [number_of(value) for value in getattr(self, name)]
+        if not all(v is not None and abs(v) < math.inf and good(v) for v in values):
             self._refuse(name, f"give {wanted}")
         object.__setattr__(self, name, tuple(dict.fromkeys(values)))
 

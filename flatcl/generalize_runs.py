@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from itertools import pairwise
 from typing import Any
@@ -19,6 +20,21 @@ from flatcl.io import finite
 from flatcl.seeds import derive_seed
 
 SHARP = 10  # directions of the largest curvature that stand for the sharp ones
+NUMBERS = (
+    "train_loss", "test_loss", "gap", "matched_gap", "second_gap", "random_gap", "sharpness",
+    "size", "product", "correlation", "correlation_null", "sharpness_top", "size_top", "ratio",
+    "ratio_top", "ratio_null", "share_top", "share_of_means", "correlation_spread",
+    "rank_correlation_curvature", "first_order", "second_order", "expansion_error",
+    "identity_error", "without_dual", "flat", "weight_norm", "trace", "margin",
+)  # fmt: skip
+"""What is told of a run, None where it is no number."""
+
+PROFILE = (
+    "rank", "curvature", "sharpness", "size", "correlation", "null_correlation", "ratio",
+    "null_ratio", "contribution",
+)  # fmt: skip
+"""And of its directions, a number a bin."""
+
 _BINS = 30  # of ranks, evenly in their logarithm: a profile's points
 
 
@@ -77,6 +93,7 @@ def numbers_of(found: Gap) -> dict[str, float]:
     top = slice(0, SHARP)
     relative = d.sharpness[: len(found.curvature) - found.flat]
     relative = relative / d.size[: len(relative)]
+    good = relative.isfinite()
     return {
         "train_loss": found.train_loss,
         "test_loss": found.test_loss,
@@ -97,7 +114,9 @@ def numbers_of(found: Gap) -> dict[str, float]:
         "share_top": float(d.contribution[top].sum()) / d.total if d.total else math.nan,
         "share_of_means": d.of_means / d.total if d.total else math.nan,
         "correlation_spread": float(d.correlation[: len(relative)].std()),
-        "rank_correlation_curvature": _spearman(relative, found.curvature[: len(relative)]),
+        "rank_correlation_curvature": spearman(
+            relative[good].tolist(), found.curvature[: len(relative)][good].tolist()
+        ),
         "first_order": nearest.first_order,
         "second_order": nearest.second_order,
         "expansion_error": nearest.expansion_error,
@@ -170,8 +189,18 @@ def _total(values: Tensor) -> float:
     return float(values.square().sum().sqrt())
 
 
-def _spearman(first: Tensor, second: Tensor) -> float:
+def spearman(first: Sequence[float], second: Sequence[float]) -> float:
+    """Return Spearman's rank correlation.
+
+    Args:
+        first: numbers.
+        second: as many.
+
+    Returns:
+        The correlation; NaN where either has fewer than two values.
+    """
+    if min(len(set(first)), len(set(second))) < 2:
+        return math.nan
     from scipy.stats import spearmanr
 
-    good = first.isfinite()
-    return float(spearmanr(first[good].numpy(), second[good].numpy()).statistic)
+    return float(spearmanr(first, second).statistic)

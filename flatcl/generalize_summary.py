@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import Any
 
-from flatcl.generalize_runs import SHARP
+from flatcl.generalize_runs import SHARP, spearman
 from flatcl.generalize_settings import KNOBS
 from flatcl.tables import markdown_table
 
@@ -163,16 +163,13 @@ def rank_correlations(rows: Sequence[Row]) -> dict[str, float]:
     Returns:
         By measure; NaN for fewer than three networks.
     """
-    from scipy.stats import spearmanr
-
-    single = {tuple(row[name] for name in ("gap", *MEASURES)): row for row in usable(rows)}
+    names = ("gap", *MEASURES)
+    known = [row for row in usable(rows) if all(row[name] is not None for name in names)]
+    single = {tuple(row[name] for name in names): row for row in known}
     gaps = [row["gap"] for row in single.values()]
     if len(gaps) < 3:
         return dict.fromkeys(MEASURES, math.nan)
-    return {
-        name: float(spearmanr(gaps, [row[name] for row in single.values()]).statistic)
-        for name in MEASURES
-    }
+    return {name: spearman(gaps, [row[name] for row in single.values()]) for name in MEASURES}
 
 
 def effects_table(found: Sequence[Effect]) -> str:

@@ -11,13 +11,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from flatcl.data import load_images, stratified_split
+from flatcl.data import Images, load_images, stratified_split
 from flatcl.errors import DataError, NonFiniteError
 from flatcl.generalize_settings import Setting
 from flatcl.plain_network import descend_, plain_network
 from flatcl.seeds import derive_seed
+from flatcl.stamps import Stamp, stamp_of
 
-_images = lru_cache(maxsize=1)(load_images)
+
+@lru_cache(maxsize=1)
+def _images(data: str, stamp: Stamp | None) -> Images:
+    return load_images(data)
 
 
 @dataclass(frozen=True)
@@ -56,9 +60,9 @@ def load_sets(setting: Setting) -> Sets:
         The images, brightest pixel 1.
 
     Raises:
-        DataError: there are too few images.
+        DataError: there are too few images, they are all alike, or none has a pixel above 0.
     """
-    images = _images(setting.data)
+    images = _images(setting.data, stamp_of(setting.data))
     order, size = torch.arange(len(images.x_train)), setting.train_size
     extra = round(setting.noise * size)
     if size + extra > len(order):
@@ -79,7 +83,11 @@ def load_sets(setting: Setting) -> Sets:
     generator = torch.Generator().manual_seed(derive_seed(setting.seed, "wrong"))
     others = rest[torch.randperm(len(rest), generator=generator)[:extra]]
     shift = torch.randint(1, images.n_classes, (extra,), generator=generator)
-    top = float(images.x_train.max())
+    low, top = (float(value) for value in images.x_train.aminmax())
+    if not low < top:
+        raise DataError(f"all training pixels of {setting.data} are {top:g}: give other images")
+    if not top > 0:
+        raise DataError(f"the brightest pixel of {setting.data} is {top:g}: give images above 0")
     train, test = (part.flatten(1).float() / top for part in (images.x_train, images.x_test))
     return Sets(
         train[order],

@@ -19,6 +19,9 @@ def write_bytes(path: str | os.PathLike[str], content: bytes) -> Path:
 
     Returns:
         The path written.
+
+    Raises:
+        OSError: it cannot be written; what was there before is still there.
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -30,8 +33,10 @@ def write_bytes(path: str | os.PathLike[str], content: bytes) -> Path:
             os.fsync(stream.fileno())
         os.chmod(temporary, 0o644)  # mkstemp makes it private to the user
         os.replace(temporary, target)
-    except BaseException:
+    except BaseException as error:
         Path(temporary).unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename is None:  # that of a write has none
+            raise OSError(error.errno, error.strerror, str(target)) from error
         raise
     return target
 

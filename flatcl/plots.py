@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import warnings
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from statistics import fmean
@@ -61,7 +62,7 @@ def plot_comparison(rows: Rows, title: str = "") -> Figure:
             axes.xaxis.set_tick_params(labelbottom=True)
         if number % columns == 0:
             axes.set_ylabel("test accuracy (%)")
-    figure.suptitle(title, fontsize=9)
+    figure.suptitle(title, fontsize=9, parse_math=False)  # a file's name may have a $
     return figure
 
 
@@ -127,7 +128,9 @@ def png(figure: Figure, *, dpi: int = 150) -> bytes:
         The file's content.
     """
     stream = io.BytesIO()
-    figure.savefig(stream, format="png", dpi=dpi, metadata={"Software": None})
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph")  # a file's name may be in any script
+        figure.savefig(stream, format="png", dpi=dpi, metadata={"Software": None})
     return stream.getvalue()
 
 

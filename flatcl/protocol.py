@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 
 from flatcl.errors import OptionError
-from flatcl.options import Options, data_option, names, option, size, widths
+from flatcl.options import Options, data_option, names, option, shown, size, widths
 
 METHODS = ("naive", "ewc", "ewc-online", "si", "mas", "lwf", "replay", "joint", "ldc")
 """The methods that can be compared, in the order in which tables show them."""
@@ -18,6 +19,9 @@ OF_LDC = (
 )  # fmt: skip
 OF_PUBLISHED = ("strength", "interval")
 SOURCES = ("probe", "fisher", "sgd", "published")
+VARIANTS = ("variance", "equal", "isotropic", "shuffled", "flipped")
+_DEVICE = r"[a-z][a-z0-9]*(:[0-9]{1,3})?"
+_MOST_TOLD = 10_000  # tasks, repeats or threads: a list of more would fill the memory by itself
 _MAX_SEED = 2**32  # tuning seeds lie above it
 
 
@@ -106,13 +110,14 @@ class CompareOptions(Options):
     jobs: int | None = option(None, "runs at the same time [cores / threads]", int)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "methods", tuple(self.methods))
-        object.__setattr__(self, "hidden", tuple(self.hidden))
-        for name in ("tasks", "seeds", "epochs", "batch_size", "memory", "threads"):
+        self._list("methods", "naive,ldc")
+        for name in ("epochs", "batch_size", "memory"):
             self._whole(name, 1)
+        for name in ("tasks", "seeds", "threads"):
+            self._whole(name, 1, most=_MOST_TOLD)
         for name in ("train_size", "val_size", "interval", "jobs", "first_tasks"):
             self._whole(name, 1, optional=True)
-        self._whole("seed", 0)
+        self._seed()
         self._whole("pseudo_inputs", 0, optional=True)
         self._whole("pad", 0)
         for name in ("momentum", "weight_decay", "offset"):
@@ -123,18 +128,18 @@ class CompareOptions(Options):
         self._real("max_angle", low=-math.inf)
         self._choices()
         for name in ("bias", "centre", "rehearsal"):
-            if not isinstance(getattr(self, name), bool):
-                self._refuse(name, "give true or false")
-        for name in ("data", "device"):
-            if not isinstance(getattr(self, name), str) or not getattr(self, name):
-                self._refuse(name, "give a name")
+            self._switch(name)
+        self._data()
+        if not isinstance(self.device, str) or not re.fullmatch(_DEVICE, self.device):
+            self._refuse("device", "give a name, e.g. cpu, cuda or cuda:1")
+        self._variant()
         self._combinations()
 
     def _combinations(self) -> None:
         unknown = [name for name in self.methods if name not in METHODS]
         if unknown or not self.methods:
-            shown = unknown[0] if unknown else ""
-            raise OptionError(f"there is no method {shown!r}; choose from {', '.join(METHODS)}")
+            name = shown(unknown[0] if unknown else "")
+            raise OptionError(f"there is no method {name}; choose from {', '.join(METHODS)}")
         if len(set(self.methods)) < len(self.methods):
             self._refuse("methods", "name each method once")
         self._hidden(0, "100,100")
@@ -151,6 +156,18 @@ class CompareOptions(Options):
                     self._refuse(name, "LDC as published has no such option: leave it away")
         if self.momentum and self.optimizer != "sgd":
             self._refuse("momentum", f"it is sgd's: leave it away for {self.optimizer}")
+
+    def _variant(self) -> None:
+        if self.stiffness is None or self.stiffness in VARIANTS:
+            return
+        name, _, exponent = str(self.stiffness).partition(":")
+        try:
+            good = name == "power" and 0.0 < float(exponent) < math.inf
+        except ValueError:
+            good = False
+        if not good:
+            known = ", ".join(VARIANTS)
+            self._refuse("stiffness", f"choose one of {known}, or power:P with P above 0")
 
     @property
     def report_seeds(self) -> range:

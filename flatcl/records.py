@@ -6,17 +6,29 @@ import hashlib
 import json
 import subprocess
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
-from typing import Literal
 
 from flatcl import __version__
 from flatcl.io import write_json
 from flatcl.protocol import OF_LDC, CompareOptions
+from flatcl.record_content import Cell, Record, record_of
 from flatcl.rivals import RIVALS
 from flatcl.seeds import derive_seed
+
+__all__ = [
+    "TUNING_SEED",
+    "Cell",
+    "Record",
+    "commit",
+    "identity",
+    "load",
+    "path_of",
+    "save",
+    "versions",
+]
 
 TUNING_SEED = derive_seed("tuning")
 """The repeat that hyper-parameters are chosen on; beyond every seed that can be reported."""
@@ -32,52 +44,6 @@ _RUN_CODE = (
     "cells.py", "clock.py", "data.py", "datasets.py", "evaluation.py", "feed.py", "footprint.py",
     "models.py", "offset.py", "rivals.py", "seeds.py", "streams.py", "tasks.py", "views.py",
 )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One run: a method with one value of its hyper-parameter, on one repeat of the stream.
-
-    Attributes:
-        method: its name.
-        value: its hyper-parameter; None if it has none.
-        seed: the repeat's: permutations, draws, order, initial weights.
-        split: the images it is judged on, "val" to choose ``value``, "test" to report.
-    """
-
-    method: str
-    value: float | None
-    seed: int
-    split: Literal["val", "test"]
-
-
-@dataclass(frozen=True)
-class Record:
-    """What came out of one run.
-
-    Attributes:
-        cell: the run.
-        status: "done"; "diverged" if loss, outputs or weights stopped being finite; "failed" if
-            it raised.
-        accuracy: R[i][j], 0 … 1, on task j after task i; rows not measured are None.
-        seconds: of training, the end of each task included, evaluation left out; one number a
-            call of ``train``.
-        bytes_held: kept after the last task, without model and optimiser; None unless done.
-        error: the message of what stopped the run, if it did not end well.
-        loss: mean cross-entropy, nats, in the form of ``accuracy``; None in records of before.
-        task_end: of ``seconds``, those after each task's last epoch; None in records of before.
-        bytes_first: as ``bytes_held``, after the first task; None where it was not measured.
-    """
-
-    cell: Cell
-    status: Literal["done", "diverged", "failed"]
-    accuracy: list[list[float] | None]
-    seconds: list[float]
-    bytes_held: int | None
-    error: str | None = None
-    loss: list[list[float | None] | None] | None = None
-    task_end: list[float] | None = None
-    bytes_first: int | None = None
 
 
 def identity(options: CompareOptions, cell: Cell) -> dict[str, object]:
@@ -167,34 +133,26 @@ def load(
     Returns:
         The record; None if there is none, it cannot be read, or the run had failed.
     """
-    wanted = identity(options, cell)
+    wanted, tasks = (
+        identity(options, cell),
+        min(options.tasks, options.first_tasks or options.tasks),
+    )
     path = path_of(folder, options, cell)
     if any_code and not path.exists():
         del wanted["code"]
-        found = (_read(other, wanted, cell) for other in sorted(path.parent.glob("*.json")))
+        found = (_read(other, wanted, cell, tasks) for other in sorted(path.parent.glob("*.json")))
         return next((record for record in found if record is not None), None)
-    return _read(path, wanted, cell)
+    return _read(path, wanted, cell, tasks)
 
 
-def _read(path: Path, wanted: Mapping[str, object], cell: Cell) -> Record | None:
+def _read(path: Path, wanted: Mapping[str, object], cell: Cell, tasks: int) -> Record | None:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         if any(content[name] != value for name, value in wanted.items()):
             return None
-        record = Record(
-            cell,
-            content["status"],
-            [None if row is None else [float(r) for r in row] for row in content["accuracy"]],
-            [float(second) for second in content["seconds"]],
-            content["bytes_held"],
-            content["error"],
-            content.get("loss"),
-            content.get("task_end"),
-            content.get("bytes_first"),
-        )
-    except (OSError, ValueError, KeyError, TypeError):
+        return record_of(content, cell, tasks)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
-    return record if record.status in {"done", "diverged"} else None
 
 
 @lru_cache

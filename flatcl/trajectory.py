@@ -11,7 +11,7 @@ from __future__ import annotations
 import io
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,8 @@ from torch.nn.functional import cross_entropy
 
 from flatcl.analysis_options import LEAST_STEPS, AnalyzeOptions
 from flatcl.analysis_task import Task, make_network, watched
-from flatcl.errors import NonFiniteError
+from flatcl.core.checkpoint import generator_from
+from flatcl.errors import DataError, NonFiniteError
 from flatcl.fluctuations.record import Record, Recorder, open_record
 from flatcl.io import write_bytes
 from flatcl.plain_network import descend_
@@ -31,6 +32,7 @@ from flatcl.seeds import derive_seed
 _CHECKPOINT = 10.0  # seconds from one to the next
 _LEVELS = tuple(base * 10.0**-k for k in range(5) for base in (0.3, 0.1))  # nats
 _EVALUATED = 5000
+_ENTRIES = ("epoch", "stages", "mean", "end", "weights", "generator")
 
 Say = Callable[[str], None]
 
@@ -127,12 +129,15 @@ def train(task: Task, options: AnalyzeOptions, path: Path, say: Say) -> Trained:
     weights: list[Tensor] = list(network.parameters())
     generator = torch.Generator().manual_seed(derive_seed(options.seed, "order"))
     state: dict[str, Any] = {"epoch": 0, "stages": [], "mean": float("inf"), "end": None}
-    if path.exists():
-        state = torch.load(path, weights_only=True)
+    found = _found(path, _ENTRIES, "weights", weights)
+    if found is not None:
+        state = found
         with torch.no_grad():
             torch._foreach_copy_(weights, state["weights"])
-        generator.set_state(state["generator"])
+        generator = generator_from(state["generator"])
         say(f"training: epoch {state['epoch']} found")
+    elif path.exists():
+        say(f"{path} is damaged: training begins anew")
     steps, saved = epoch_steps(task, options), time.monotonic()
     while state["end"] is None:
         stream = batches(task, options, options.sampling, generator)
@@ -181,12 +186,13 @@ def record(
         The record, the mean of all weights, and the fluctuation–dissipation ratio.
     """
     path = folder / "network.pt"
-    if path.exists():
-        return _opened(folder)
-    if folder.exists():
-        shutil.rmtree(folder)
     M = epoch_steps(task, options)
     steps = options.steps or max(10 * M, LEAST_STEPS)
+    kept = _opened(folder, list(trained.network.parameters()))
+    if kept is not None and kept.window.count == steps:
+        return kept
+    if folder.exists():
+        shutil.rmtree(folder)
     network = make_network(task, options).double()
     weights: list[Tensor] = list(network.parameters())
     with torch.no_grad():
@@ -215,7 +221,7 @@ def record(
     dissipated = products - (mean[place] * gradient).sum()
     ratio = float(dissipated / (0.5 * options.lr * squares))
     _save(path, {"mean": mean, "fluctuation_dissipation": ratio})
-    return _opened(folder)
+    return Recorded(open_record(folder), mean, ratio)
 
 
 def _save(path: Path, content: dict[str, Any]) -> None:
@@ -224,8 +230,27 @@ def _save(path: Path, content: dict[str, Any]) -> None:
     write_bytes(path, buffer.getvalue())
 
 
-def _opened(folder: Path) -> Recorded:
-    return Recorded(open_record(folder), **torch.load(folder / "network.pt", weights_only=True))
+def _opened(folder: Path, weights: Sequence[Tensor]) -> Recorded | None:
+    found = _found(folder / "network.pt", ("mean", "fluctuation_dissipation"), "mean", weights)
+    if found is None:
+        return None
+    try:
+        return Recorded(open_record(folder), found["mean"], found["fluctuation_dissipation"])
+    except DataError:
+        return None
+
+
+def _found(
+    path: Path, names: Sequence[str], of: str, weights: Sequence[Tensor]
+) -> dict[str, Any] | None:
+    """Return what was saved of a network; None if it is missing or damaged."""
+    try:
+        found: dict[str, Any] = torch.load(path, weights_only=True)
+        pairs = zip(found[of], weights, strict=True)
+        whole = all(a.shape == b.shape and bool(a.isfinite().all()) for a, b in pairs)
+    except Exception:  # a damaged file may raise anything
+        return None
+    return found if whole and {*names} == {*found} else None
 
 
 def evaluate(network: nn.Module, task: Task) -> tuple[float, float]:

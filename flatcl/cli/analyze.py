@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from flatcl.analysis_options import AnalyzeOptions
 from flatcl.cli.arguments import add_options, chosen_of
+from flatcl.errors import OptionError
+from flatcl.options import shown, unusable
 
 if TYPE_CHECKING:
     from flatcl.analysis import Analysis
@@ -49,10 +51,16 @@ def run(parsed: argparse.Namespace) -> int:
 
     Returns:
         0.
+
+    Raises:
+        OptionError: the record's name is none.
     """
     chosen = chosen_of(parsed, AnalyzeOptions, out=_OUT)
     record, out, options = getattr(parsed, "record", None), chosen.out, chosen.options
     if record is not None:
+        reason = unusable(record)
+        if reason is not None:
+            raise OptionError(f"record is {shown(record)}: {reason}, give a folder")
         from flatcl.analysis_record import analyze_record
 
         summary, text = analyze_record(record, out)

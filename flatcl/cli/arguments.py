@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from flatcl.errors import OptionError
-from flatcl.options import Options, option_fields, size
+from flatcl.options import Options, option_fields, shown, size, unusable
 
 T = TypeVar("T", bound=Options)
 
@@ -87,10 +87,19 @@ def chosen_of(parsed: argparse.Namespace, options: type[T], *, out: str) -> Chos
     settings |= {name: value for name, value in given.items() if name in known}
     return Chosen(
         options(**settings),
-        Path(given.get("out", out)),
+        _folder(given.get("out", out)),
         given.get("json", False),
         given.get("quiet", False),
     )
+
+
+def _folder(name: str) -> Path:
+    path, reason = Path(name), unusable(name) if name else "it is empty"
+    if reason is None and path.exists() and not path.is_dir():
+        reason = "a file"
+    if reason is not None:
+        raise OptionError(f"out is {shown(name)}, {reason}: give a folder")
+    return path
 
 
 def read_config(path: str, options: type[Options]) -> dict[str, Any]:
@@ -116,7 +125,7 @@ def read_config(path: str, options: type[Options]) -> dict[str, Any]:
         raise OptionError(
             f"config {path!r} cannot be read ({error.strerror}): name a file"
         ) from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise OptionError(
             f"config {path!r} is no TOML ({error}): write KEY = VALUE lines"
         ) from error
@@ -127,6 +136,8 @@ def read_config(path: str, options: type[Options]) -> dict[str, Any]:
         if name not in known:
             names = ", ".join(sorted(key.replace("_", "-") for key in known))
             raise OptionError(f"config {path!r} has the unknown key {key!r}; there are {names}")
+        if name in settings:
+            raise OptionError(f"config {path!r} has {key!r} twice, with - and with _: keep one")
         if isinstance(value, str):
             value = _parsed(key, value, known[name])
         settings[name] = tuple(value) if isinstance(value, list) else value
@@ -137,7 +148,7 @@ def _parsed(key: str, text: str, parse: Callable[[str], object]) -> object:
     try:
         return parse(text)
     except ValueError as error:
-        raise OptionError(f"{key} is {text!r}: give {_kind(parse)}") from error
+        raise OptionError(f"{key} is {shown(text)}: give {_kind(parse)}") from error
 
 
 def _reader(parse: Callable[[str], object]) -> Callable[[str], object]:
@@ -145,7 +156,7 @@ def _reader(parse: Callable[[str], object]) -> Callable[[str], object]:
         try:
             return parse(text)
         except ValueError as error:
-            raise argparse.ArgumentTypeError(f"{text!r}: give {_kind(parse)}") from error
+            raise argparse.ArgumentTypeError(f"{shown(text)}: give {_kind(parse)}") from error
 
     return read
 

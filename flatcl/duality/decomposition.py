@@ -24,6 +24,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from flatcl.duality.checks import ask_finite, ask_real
 from flatcl.duality.dual import DualMoves
 from flatcl.errors import DataError, OptionError
 
@@ -103,9 +104,19 @@ def decompose(
         The decomposition.
 
     Raises:
-        DataError: fewer than two pairs are kept, or their number is not that of ``rises``.
-        OptionError: the columns are not orthonormal.
+        DataError: fewer than two pairs are kept, their number is not that of ``rises``, or a rise
+            is no number.
+        OptionError: the columns are not orthonormal, or of another length than the moves.
     """
+    if rises.dim() != 1 or rises.is_complex():
+        raise DataError(f"the loss rises have shape {tuple(rises.shape)}: give one a move, [K]")
+    ask_finite(rises=rises)
+    ask_real((2, 3), moves=moves.left, basis=basis)
+    rows = moves.left.shape[1] * moves.right.shape[1]
+    if basis.dim() != 2 or basis.shape[0] != rows or not basis.shape[1]:
+        raise OptionError(
+            f"directions have shape {tuple(basis.shape)}, the moves {rows} entries: give [P, n]"
+        )
     if len(moves) != len(rises):
         raise DataError(f"{len(moves)} moves and {len(rises)} loss rises: give as many of each")
     overlap = basis.mT @ basis - torch.eye(basis.shape[1], dtype=basis.dtype, device=basis.device)

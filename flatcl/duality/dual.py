@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from flatcl.duality.checks import ask_real
 from flatcl.errors import DataError, OptionError
 
 _EXACT = 1e-8  # of |W ΔA|: what a dual move may leave, well above rounding in float64
@@ -102,10 +103,13 @@ def dual_moves(weight: Tensor, activity: Tensor, changed: Tensor) -> DualMoves:
         the part of W ΔA that no weight change can make.
 
     Raises:
-        DataError: shapes do not fit, or a value is not finite.
+        DataError: shapes or types do not fit, or a value is not finite.
         OptionError: there are more places than inputs, so that no dual exists in general.
     """
-    if activity.dim() == 2:
+    ask_real((2, 3), activity=activity, changed=changed)
+    ask_real((2,), weight=weight)
+    ask_real((2, 3), activity=activity, weight=weight)
+    if activity.dim() == changed.dim() == 2:
         activity, changed = activity[:, None], changed[:, None]
     if activity.shape != changed.shape or activity.shape[-1] != weight.shape[1]:
         raise DataError(
@@ -115,6 +119,10 @@ def dual_moves(weight: Tensor, activity: Tensor, changed: Tensor) -> DualMoves:
     if not (activity.isfinite().all() and changed.isfinite().all() and weight.isfinite().all()):
         raise DataError("a weight or an activity is NaN or infinite: the network diverged")
     places, width = activity.shape[1:]
+    if not places or not width or not len(weight):
+        raise DataError(
+            f"W {tuple(weight.shape)}, activities {tuple(activity.shape)}: they are empty"
+        )
     if places > width:
         raise OptionError(
             f"the layer's matrix acts on {places} places of {width} inputs each: a weight change "
@@ -127,7 +135,9 @@ def dual_moves(weight: Tensor, activity: Tensor, changed: Tensor) -> DualMoves:
     size = left.norm(dim=(1, 2))
     strength = activity.norm(dim=(1, 2))
     typical = strength.square().mean().sqrt()
-    without = missed > _EXACT * size
+    norms = ((left.mT @ left) * (right.mT @ right)).sum((1, 2))
+    # Whatever overflowed compares as false, and so has no dual.
+    without = ~((missed <= _EXACT * size) & norms.isfinite())
     tiny = ~without & (size > 0) & (strength < _SMALL * typical)
     return DualMoves(
         left,

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from flatcl.duality.decomposition import Decomposition, decompose
 from flatcl.duality.dual import DualMoves, dual_moves
-from flatcl.duality.layer import DualLayer, SampleLoss, cross_entropy
+from flatcl.duality.layer import DualLayer, SampleLoss, check_pairs, cross_entropy
 from flatcl.duality.pairs import Pairs, nearest_pairs, random_pairs
 from flatcl.errors import DataError, OptionError
 from flatcl.tables import markdown_table
@@ -144,6 +144,8 @@ def generalization_gap(
     view = DualLayer(model, layer, loss=loss, batch=batch)
     x, y = train
     z, t = test
+    check_pairs(x, y)
+    check_pairs(z, t)
     a, b = view.activity(x), view.activity(z)
     train_losses, test_losses = view.losses(x, y), view.losses(z, t)
     if basis is None:

@@ -63,8 +63,8 @@ class DualLayer:
         dtype: torch.dtype = torch.float64,
         batch: int = 500,
     ) -> None:
-        if batch < 1:
-            raise OptionError(f"batch is {batch}: give 1 or more")
+        if not isinstance(batch, int) or batch < 1:
+            raise OptionError(f"batch is {batch!r}: give a whole number, 1 or more")
         self.model, self.name, self.loss = model, name, loss
         self.dtype, self.batch = dtype, batch
         self._layer = layer = _supported(model, name)
@@ -110,7 +110,7 @@ class DualLayer:
         Returns:
             [N], nats. A DataError is raised where inputs and targets differ in number.
         """
-        _check_pairs(inputs, targets)
+        check_pairs(inputs, targets)
         shifts = [None] * len(inputs) if shift is None else torch.split(shift, self.batch)
         parts = zip(
             torch.split(inputs, self.batch), torch.split(targets, self.batch), shifts, strict=False
@@ -131,7 +131,7 @@ class DualLayer:
         Returns:
             Both [N], nats.
         """
-        _check_pairs(inputs, targets)
+        check_pairs(inputs, targets)
         first, second = [], []
         parts = (torch.split(t, self.batch) for t in (inputs, targets, shift))
         for x, y, s in zip(*parts, strict=True):
@@ -163,7 +163,7 @@ class DualLayer:
         Raises:
             OptionError: the block has more weights than a dense matrix should.
         """
-        _check_pairs(inputs, targets)
+        check_pairs(inputs, targets)
         if self.size > _LARGEST:
             raise OptionError(
                 f"layer {self.name!r} has {self.size} weights, a dense Hessian at most {_LARGEST}: "
@@ -274,7 +274,18 @@ def _supported(model: nn.Module, name: str) -> nn.Linear | nn.Conv2d:
     return layer
 
 
-def _check_pairs(inputs: Tensor, targets: Tensor) -> None:
+def check_pairs(inputs: Tensor, targets: Tensor) -> None:
+    """Refuse samples without as many targets, or none at all.
+
+    Args:
+        inputs: [N, …].
+        targets: [N, …].
+
+    Raises:
+        DataError: they are not such.
+    """
+    if not inputs.dim() or not targets.dim():
+        raise DataError("inputs and targets need a first dimension, that of the samples: [N, …]")
     if len(inputs) == 0 or len(inputs) != len(targets):
         raise DataError(
             f"{len(inputs)} inputs and {len(targets)} targets: give as many of each, and at least "

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from flatcl.duality.checks import ask_finite, ask_labels, ask_real
 from flatcl.errors import DataError, OptionError
 
 _ENTRIES = 20_000_000  # distances held at once
@@ -45,11 +46,21 @@ def nearest_pairs(
 
     Raises:
         OptionError: ``rank`` is below 1.
-        DataError: a class of the test samples has fewer training samples than ``rank``.
+        DataError: a class of the test samples has fewer training samples than ``rank``, or
+            samples or classes are not such.
     """
-    if rank < 1:
+    if not isinstance(rank, int) or rank < 1:
         raise OptionError(f"rank is {rank}: give 1 for the nearest, or more")
+    for name, samples in (("test", test), ("train", train)):
+        if samples.dim() < 2 or samples.shape[1:] != test.shape[1:]:
+            raise DataError(
+                f"{name} samples have shape {tuple(samples.shape)}: give [K, …] and [N, …] alike"
+            )
+    ask_labels("test_labels", test_labels, len(test))
+    ask_labels("train_labels", train_labels, len(train))
     x, z = test.flatten(1), train.flatten(1)
+    ask_real((2,), test=x, train=z)
+    ask_finite(test=x, train=z)
     partners = torch.empty(len(test), dtype=torch.int64, device=train.device)
     for label, mine, theirs in _classes(test_labels, train_labels):
         if len(theirs) < rank:
@@ -78,6 +89,8 @@ def random_pairs(test_labels: Tensor, train_labels: Tensor, generator: torch.Gen
     Raises:
         DataError: a class of the test samples has no training sample.
     """
+    ask_labels("test_labels", test_labels)
+    ask_labels("train_labels", train_labels)
     partners = torch.empty(len(test_labels), dtype=torch.int64, device=train_labels.device)
     for label, mine, theirs in _classes(test_labels, train_labels):
         if len(theirs) == 0:

@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 import torch
 
-from flatcl.analysis import analyze, load_arrays
+from flatcl.analysis import analyze
+from flatcl.analysis_kept import load_arrays
 from flatcl.analysis_options import AnalyzeOptions
 from flatcl.analysis_task import load_task, make_network
 from flatcl.errors import DataError, NonFiniteError, OptionError
