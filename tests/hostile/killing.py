@@ -86,7 +86,7 @@ COMMANDS = {
         "--directions 10 --spacing 4"
     ),
     "generalize": Command(
-        "generalize --hidden 8,8 --train-size 150 --test-size 60 --loss 0.05 --max-epochs 60 "
+        "generalize --hidden 8,8 --train-size 150 --test-size 60 --loss 0.5 --max-epochs 150 "
         "--seeds 4 --lrs 0.1,0.2 --batch-sizes= --decays= --dropouts=0,0.1 --scales= "
         "--train-sizes= --noises=0,0.1"
     ),

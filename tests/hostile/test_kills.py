@@ -1,6 +1,6 @@
 """Commands that are killed, interrupted, or out of disk, and go on to the same bits.
 
-All of it, some ten minutes on two cores::
+All of it, half an hour on one busy core::
 
     python -m pytest -m slow tests/hostile/test_kills.py
 """
@@ -74,9 +74,8 @@ def test_interrupted_it_says_so_in_one_line_and_goes_on(
         process = Process(COMMANDS[name], out)
         process.until(process.works, 120.0)
         process.until(lambda: False, draw.uniform(0.0, 0.7 * span))
-        ended = process.process.poll()
         code, said = process.signal(signal.SIGINT), process.said()
-        if ended is None and code != 0:
+        if code != 0 and "numbers and figures in" not in said:  # else it had ended already
             assert code == 130, said
             assert "interrupted; the same command goes on from here" in said.splitlines()[-1]
             assert "Traceback" not in said
@@ -94,7 +93,7 @@ def test_a_full_disk_is_one_line_and_the_same_command_goes_on(
     expected, _ = undisturbed(name)
     out = tmp_path / "out"
     quiet = [] if name == "lab" else ["--quiet"]
-    for limit in (0, 1000, 5000, 30_000):  # bytes a file
+    for limit in (100, 1000, 5000, 30_000):  # bytes a file; Python itself needs a few
         code, said = Process(COMMANDS[name], out, *quiet, limit=limit).finish()
         if code == 0:
             assert limit > 1000
