@@ -77,11 +77,12 @@ def generalize(options: GeneralizeOptions, out: str | Path, say: Say = lambda li
     for setting in settings:  # before anything is trained
         if setting.seed == options.seed:
             load_sets(setting)
-    wanted = missing(options, folder)
+    found = {one: kept(folder, one) for one in settings}
+    wanted = [one for one, record in found.items() if record is None]
     if len(wanted) < len(settings):
         say(f"{len(settings) - len(wanted)} of {len(settings)} networks found")
     _fill(folder, wanted, options.jobs or os.cpu_count() or 1, say)
-    found = {one: kept(folder, one) for one in settings}
+    found |= {one: kept(folder, one) for one in wanted}
     return _told(options, folder, runs, [found[run.setting] or {} for run in runs])
 
 

@@ -12,8 +12,9 @@ from flatcl.duality.constraint import dual_energies
 from flatcl.duality.decomposition import Decomposition, decompose
 from flatcl.duality.dual import DualMoves, dual_moves
 from flatcl.duality.gap import Gap, Matched, generalization_gap
-from flatcl.duality.layer import DualLayer, cross_entropy
+from flatcl.duality.layer import DualLayer
 from flatcl.duality.pairs import Pairs, nearest_pairs, random_pairs
+from flatcl.fluctuations.surface import cross_entropy
 
 __all__ = [
     "Decomposition",

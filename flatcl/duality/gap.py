@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from flatcl.duality.decomposition import Decomposition, decompose
 from flatcl.duality.dual import DualMoves, dual_moves
-from flatcl.duality.layer import DualLayer, SampleLoss, check_pairs, cross_entropy
+from flatcl.duality.layer import DualLayer, check_pairs
 from flatcl.duality.pairs import Pairs, nearest_pairs, random_pairs
 from flatcl.errors import DataError, OptionError
+from flatcl.fluctuations.surface import Loss, cross_entropy
 from flatcl.tables import markdown_table
 
 Space = Literal["inputs", "activity"]
@@ -101,7 +102,7 @@ def generalization_gap(
     train: tuple[Tensor, Tensor],
     test: tuple[Tensor, Tensor],
     *,
-    loss: SampleLoss = cross_entropy,
+    loss: Loss = cross_entropy,
     labels: tuple[Tensor, Tensor] | None = None,
     space: Space = "inputs",
     basis: Tensor | None = None,
@@ -165,7 +166,9 @@ def generalization_gap(
     for name, pairs in pairings.items():
         moves = dual_moves(view.weight, a[pairs.train], b[pairs.test])
         rises = test_losses[pairs.test] - train_losses[pairs.train]
-        matched[name] = _matched(view, train, pairs, moves, rises, train_losses, basis, generator)
+        matched[name] = _matched(
+            view, train, a, pairs, moves, rises, train_losses, basis, generator
+        )
     return Gap(
         float(train_losses.mean()),
         float(test_losses.mean()),
@@ -179,6 +182,7 @@ def generalization_gap(
 def _matched(
     view: DualLayer,
     train: tuple[Tensor, Tensor],
+    activity: Tensor,
     pairs: Pairs,
     moves: DualMoves,
     rises: Tensor,
@@ -192,7 +196,7 @@ def _matched(
     chosen, used = pairs.train[kept], moves.select(kept)
     x, y, rise = train[0][chosen], train[1][chosen], rises[kept]
     before = train_losses[chosen]
-    moved = view.losses(x, y, _acting(used, view.activity(x)))
+    moved = view.losses(x, y, _acting(used, activity[chosen]))
     first, second = view.along(x, y, used.shift)
     left_over = rise - first - second / 2
     size = rise.square().mean().sqrt()

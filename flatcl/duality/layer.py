@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,22 +18,9 @@ from torch.nn import functional
 
 from flatcl.core.gradients import evaluation_mode
 from flatcl.errors import DataError, NonFiniteError, OptionError
+from flatcl.fluctuations.surface import Loss, cross_entropy
 
-SampleLoss: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 _LARGEST = 4096  # weights of a block whose Hessian is held densely: 134 MB in float64
-
-
-def cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Return each sample's cross-entropy.
-
-    Args:
-        outputs: logits [N, C].
-        targets: classes [N].
-
-    Returns:
-        [N], nats.
-    """
-    return functional.cross_entropy(outputs, targets, reduction="none")
 
 
 class DualLayer:
@@ -59,7 +46,7 @@ class DualLayer:
         model: nn.Module,
         name: str,
         *,
-        loss: SampleLoss = cross_entropy,
+        loss: Loss = cross_entropy,
         dtype: torch.dtype = torch.float64,
         batch: int = 500,
     ) -> None:
