@@ -18,7 +18,7 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from flatcl.avalanche import LDCPlugin, OldClassOffset, PseudoRehearsal
 from flatcl.clock import EpochClock
-from flatcl.data import load_images
+from flatcl.data import Images, load_images
 from flatcl.errors import FlatclError, NonFiniteError, OptionError
 from flatcl.evaluation import judge
 from flatcl.host import ensure_avalanche
@@ -28,6 +28,7 @@ from flatcl.published_plugin import PublishedLDCPlugin
 from flatcl.records import Cell, Record
 from flatcl.rivals import RIVALS, bytes_held
 from flatcl.seeds import derive_seed
+from flatcl.stamps import Stamp, stamp_of
 from flatcl.streams import Stream, StreamOptions, fast, make_stream
 
 ensure_avalanche()
@@ -40,7 +41,10 @@ ModelSource: TypeAlias = nn.Module | Callable[[int], nn.Module]
 BenchmarkSource: TypeAlias = "CLScenario | Callable[[int], CLScenario]"
 OptimizerSource: TypeAlias = Callable[[Iterable[nn.Parameter]], Optimizer]
 
-_images = lru_cache(maxsize=1)(load_images)
+
+@lru_cache(maxsize=1)
+def _images(data: str, stamp: Stamp | None) -> Images:
+    return load_images(data)
 
 
 @dataclass(frozen=True)
@@ -131,7 +135,7 @@ def _stream(options: CompareOptions, seed: int) -> Stream:
         pad=options.pad,
         class_order=cast("Any", options.class_order),
     )
-    return make_stream(_images(options.data), wanted, seed=seed)
+    return make_stream(_images(options.data, stamp_of(options.data)), wanted, seed=seed)
 
 
 class _Run:

@@ -24,6 +24,8 @@ Array = npt.NDArray[np.generic]
 
 _KEYS = ("x_train", "y_train", "x_test", "y_test")
 _TORCHVISION = {"mnist": "MNIST", "fashion": "FashionMNIST", "cifar100": "CIFAR100"}
+# What numpy and zipfile raise on damaged archives, feigned versions, methods and keys included.
+_DAMAGE = (OSError, EOFError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error)
 _SHAPES = "(N, H, W), (N, H, W, 3) or (N, D)"
 
 
@@ -141,7 +143,7 @@ def _read_npz(path: Path) -> dict[str, Array]:
         try:
             file = stack.enter_context(path.open("rb"))  # numpy leaves it open when it fails
             archive = np.load(file, allow_pickle=False)
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        except _DAMAGE as error:
             raise DataError(
                 f"{path} is not a readable npz archive ({_line(error)}): "
                 f"write it with numpy.savez_compressed"
@@ -163,18 +165,17 @@ def _read_npz(path: Path) -> dict[str, Array]:
 
 def _read_array(archive: Mapping[str, Array], key: str, path: Path) -> Array:
     try:
-        return archive[key]
-    except ValueError as error:
-        if "pickle" not in str(error).lower():
+        array = archive[key]
+    except _DAMAGE as error:
+        if isinstance(error, ValueError) and "pickle" in str(error).lower():
             raise DataError(
-                f"{key} in {path} is damaged ({_line(error)}): save it again"
+                f"{key} in {path} holds pickled objects, which are never loaded: "
+                f"save it as a numeric array (uint8, float or integer)"
             ) from error
-        raise DataError(
-            f"{key} in {path} holds pickled objects, which are never loaded: "
-            f"save it as a numeric array (uint8, float or integer)"
-        ) from error
-    except (OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise DataError(f"{key} in {path} is damaged ({_line(error)}): save it again") from error
+    if not isinstance(array, np.ndarray):  # numpy hands bytes back that are no array
+        raise DataError(f"{key} in {path} is no array: save it with numpy.savez_compressed")
+    return array
 
 
 def _download(name: str) -> dict[str, Array]:

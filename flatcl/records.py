@@ -17,6 +17,7 @@ from flatcl.protocol import OF_LDC, CompareOptions
 from flatcl.record_content import Cell, Record, record_of
 from flatcl.rivals import RIVALS
 from flatcl.seeds import derive_seed
+from flatcl.stamps import content_of
 
 __all__ = [
     "TUNING_SEED",
@@ -79,7 +80,7 @@ def identity(options: CompareOptions, cell: Cell) -> dict[str, object]:
         "schema": _SCHEMA,
         "cell": asdict(cell),
         "config": json.loads(json.dumps(config)),  # tuples as a reader sees them
-        "data": _content(options.data),
+        "data": content_of(options.data) or options.data,
         "code": _code(code, RIVALS[cell.method].code if cell.method in RIVALS else ()),
         "versions": versions(),
     }
@@ -195,11 +196,3 @@ def _code(patterns: tuple[str, ...], further: tuple[Path, ...]) -> str:
     for path in [*paths, *further]:
         digest.update(path.name.encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()[:16]
-
-
-@lru_cache
-def _content(data: str) -> str:
-    path = Path(data)
-    if path.suffix != ".npz" or not path.is_file():
-        return data
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]

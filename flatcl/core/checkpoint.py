@@ -61,7 +61,8 @@ def decode_constraint(state: Mapping[str, Tensor], name: str) -> Constraint:
         The constraint.
 
     Raises:
-        StateError: a tensor is missing or its shape does not fit the others.
+        StateError: a tensor is missing, its shape does not fit the others, or a stiffness is
+            negative.
     """
     missing = {"stiffness", "anchor"} - set(state)
     if missing:
@@ -79,6 +80,11 @@ def decode_constraint(state: Mapping[str, Tensor], name: str) -> Constraint:
     if not fits:
         shapes = {k: tuple(v.shape) for k, v in state.items()}
         raise StateError(f"the saved constraint of {name} has shapes that do not fit: {shapes}")
+    if bool((stiffness < 0).any()):
+        raise StateError(
+            f"the saved constraint of {name} has a stiffness of {float(stiffness.min()):g}, which "
+            "would push weights away from where they are held: save it anew"
+        )
     return Constraint(basis, stiffness, anchor)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -97,7 +98,7 @@ class LDCOptions:
             value = getattr(self, name)
             if value is None and name in {"damping", "budget"}:
                 continue
-            if not isinstance(value, (int, float)) or not math.isfinite(value) or value < 0:
+            if not isinstance(value, (int, float)) or not 0 <= value <= sys.float_info.max:
                 raise OptionError(f"{name} is {value!r}; it must be a finite number, 0 or more")
         for name in ("interval", "probe_inputs", "probe_batch", "rank"):
             value = getattr(self, name)

@@ -6,6 +6,7 @@ state stays as it was when it was taken.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, TypeAlias
 
@@ -60,6 +61,36 @@ def tensor_like(state: Mapping[str, Any], key: str, like: Tensor, what: str) -> 
             "load it into the model that it was saved with"
         )
     return found.detach().to(like.device, copy=True)
+
+
+def refuse_not_finite(state: object, what: str) -> None:
+    """Refuse a saved state with NaN or infinity in it: the next pull would spread them.
+
+    Args:
+        state: any; ``spent`` is left out, where NaN stands for a growth that is not known.
+        what: the state is of, for the message.
+
+    Raises:
+        StateError: a number is not finite.
+    """
+    if isinstance(state, Mapping):
+        for key, value in state.items():
+            if key != "spent":
+                refuse_not_finite(value, f"{what} → {key}")
+        return
+    if isinstance(state, (list, tuple)):
+        for value in state:
+            refuse_not_finite(value, what)
+        return
+    if isinstance(state, Tensor):
+        finite = bool(state.isfinite().all())
+    else:
+        finite = not isinstance(state, float) or math.isfinite(state)
+    if not finite:
+        raise StateError(
+            f"the saved {what} holds NaN or infinity: take up a state that was saved before "
+            "training diverged"
+        )
 
 
 def same_names(saved: Mapping[str, Any], own: Mapping[str, Any], what: str) -> None:

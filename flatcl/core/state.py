@@ -15,11 +15,14 @@ from flatcl.core.checkpoint import (
 from flatcl.core.forecast import History
 from flatcl.core.gaussians import InputGaussians
 from flatcl.core.rehearsal import Rehearsal
-from flatcl.core.saved import State, entry
+from flatcl.core.saved import State, entry, refuse_not_finite
 from flatcl.errors import StateError
 
 if TYPE_CHECKING:
     from flatcl.core.holdings import Holdings
+
+# What Python and torch raise where an entry is not what it is used as.
+_OF_ANOTHER_TYPE = (AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 
 
 def state_of(landscape: Holdings) -> State:
@@ -61,6 +64,18 @@ def take_up(landscape: Holdings, state: State) -> None:
     Raises:
         StateError: the state does not fit; see ``Landscape.load_state_dict``.
     """
+    try:
+        refuse_not_finite(state, "landscape")
+        _take_up(landscape, state)
+    except StateError:
+        raise
+    except _OF_ANOTHER_TYPE as error:
+        raise StateError(
+            f"the saved landscape has an entry of another type or size ({error}): save it anew"
+        ) from error
+
+
+def _take_up(landscape: Holdings, state: State) -> None:
     views = landscape.views()
     constraints = decode_constraints(state, views)
     network = landscape.network
@@ -69,7 +84,8 @@ def take_up(landscape: Holdings, state: State) -> None:
             "the saved state and this landscape differ in having a network constraint: make "
             "the landscape as the one that was saved"
         )
-    tasks_ended, scale = (entry(state, k, "landscape") for k in ("tasks_ended", "probe_scale"))
+    tasks_ended = int(entry(state, "tasks_ended", "landscape"))
+    scale = entry(state, "probe_scale", "landscape")
     generator = generator_from(entry(state, "generator", "landscape"))
     device = next(iter(landscape.parameters.values())).device
     history = History.from_state(state.get("history"), device)
@@ -82,10 +98,9 @@ def take_up(landscape: Holdings, state: State) -> None:
         steps = entry(running, "steps", "task")
         task = landscape.begun(constraints, tasks_ended, steps, rehearsal)
         task.load_state_dict(running)
-    options = entry(state, "options", "landscape")
+    warn_of_changes(entry(state, "options", "landscape"), asdict(landscape.options))
     if network is not None:
         network.load_state_dict(state["network"], landscape.parameters)
-    warn_of_changes(options, asdict(landscape.options))
     landscape.constraints, landscape.history, landscape.inputs = constraints, history, inputs
     landscape.generator, landscape.task = generator, task
     landscape.tasks_ended, landscape.probe_scale = tasks_ended, scale

@@ -266,7 +266,7 @@ def open_record(path: str | os.PathLike[str]) -> Record:
     try:
         content = json.loads(header.read_text(encoding="utf-8"))
         record = _described(folder, content) if content["schema"] == _SCHEMA else None
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, LookupError, TypeError, RecursionError) as error:
         raise DataError(f"{header} is damaged ({error!r}): restore it, or record anew") from error
     if record is None:
         raise DataError(
@@ -294,4 +294,6 @@ def _described(folder: Path, content: Mapping[str, Any]) -> Record:
     )
     if len(record.names) != len(record.shapes) or record.width < 1 or not record.quantities:
         raise ValueError(f"{record.names} of shapes {record.shapes}, {record.quantities}")
+    if record.every < 1 or any(n < 0 for shape in record.shapes for n in shape):
+        raise ValueError(f"every {record.every} steps, shapes {record.shapes}")
     return record
