@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -16,6 +15,7 @@ OnBudget = Literal["stop", "strengthen"]
 STIFFNESSES = ("variance", "equal", "isotropic", "shuffled", "flipped")
 
 SHARING = 0.5  # measured: benchmarks/DEFAULTS.md
+_LARGEST = 1e20  # in the pull, a strength is multiplied by what may be large too, in float32
 _PSEUDO_INPUTS = 8  # 16 and 32 are no better: benchmarks/FRONT.md
 
 
@@ -98,8 +98,8 @@ class LDCOptions:
             value = getattr(self, name)
             if value is None and name in {"damping", "budget"}:
                 continue
-            if not isinstance(value, (int, float)) or not 0 <= value <= sys.float_info.max:
-                raise OptionError(f"{name} is {value!r}; it must be a finite number, 0 or more")
+            if not isinstance(value, (int, float)) or not 0 <= value <= _LARGEST:
+                raise OptionError(f"{name} is {value!r}; it must be a number, 0 to {_LARGEST:g}")
         for name in ("interval", "probe_inputs", "probe_batch", "rank"):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
