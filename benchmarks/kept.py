@@ -49,9 +49,21 @@ class Runs:
         Returns:
             The content, None if the run was never made.
         """
-        wanted = identity(options, cell)
-        made = self._found.get(_key(asdict(cell), wanted["config"]), [])
-        return max(made, key=lambda one: one["code"] == wanted["code"], default=None)
+        code = identity(options, cell)["code"]
+        made = self.every(options, cell)
+        return max(made, key=lambda one: one["code"] == code, default=None)
+
+    def every(self, options: CompareOptions, cell: Cell) -> list[dict[str, Any]]:
+        """Return the contents of a run's records, one for each code that made it.
+
+        Args:
+            options: of the comparison.
+            cell: the run.
+
+        Returns:
+            Contents, none if the run was never made.
+        """
+        return self._found.get(_key(asdict(cell), identity(options, cell)["config"]), [])
 
 
 def _key(cell: object, config: object) -> str:

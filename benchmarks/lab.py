@@ -6,12 +6,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from benchmarks.carried import Carried, Repeat
 from benchmarks.lab_methods import CORE, FENG_TU, VARIANTS, Method, lab_methods
 from benchmarks.outcomes import REGIMES, Outcome, Regime, Search, Tried
 from benchmarks.protocol_files import Protocol
 from benchmarks.tune import Found, Setting, search
 from flatcl.protocol import CompareOptions
-from flatcl.records import TUNING_SEED, Cell, Record, load
+from flatcl.records import TUNING_SEED, Cell, Record, identity, load
 from flatcl.scores import scores
 
 RESULTS = Path(__file__).parent / "results" / "lab"
@@ -36,7 +37,24 @@ class Job:
     @property
     def folder(self) -> Path:
         """Where its record is kept."""
-        return RESULTS / self.protocol
+        return folder_of(self.protocol)
+
+    @property
+    def code(self) -> str:
+        """Hash of the present code that makes it."""
+        return str(identity(self.options, self.cell)["code"])
+
+
+def folder_of(protocol: str) -> Path:
+    """Return where a protocol's records are kept.
+
+    Args:
+        protocol: its name.
+
+    Returns:
+        A folder of ``RESULTS``.
+    """
+    return RESULTS / protocol
 
 
 def methods_of(protocol: Protocol) -> list[Method]:
@@ -61,14 +79,10 @@ def methods_of(protocol: Protocol) -> list[Method]:
 
 
 class Lab:
-    """The finished runs, read once; those of the present code count.
+    """The finished runs, read once; those of the present code count, and of code as good as it."""
 
-    Args:
-        any_code: methods whose runs by other code count too.
-    """
-
-    def __init__(self, any_code: Sequence[str] = ()) -> None:
-        self._any_code = any_code
+    def __init__(self) -> None:
+        self._carried = Carried.read(RESULTS)
         self._read: dict[Job, Record] = {}
 
     def record(self, job: Job) -> Record | None:
@@ -81,12 +95,33 @@ class Lab:
             The record, None if it is missing.
         """
         if job not in self._read:
-            other = job.method in self._any_code
-            found = load(job.folder, job.options, job.cell, any_code=other)
-            if found is None:
+            codes = [None, *self.codes(job)]
+            found = (load(job.folder, job.options, job.cell, code=code) for code in codes)
+            record = next((one for one in found if one is not None), None)
+            if record is None:
                 return None
-            self._read[job] = found
+            self._read[job] = record
         return self._read[job]
+
+    def codes(self, job: Job) -> list[str]:
+        """Return the earlier code whose run counts as well as one by the present code.
+
+        Args:
+            job: the run.
+
+        Returns:
+            Hashes, the latest first.
+        """
+        return self._carried.codes(job.protocol, job.method, job.code)
+
+    def carry(self, repeats: Sequence[Repeat]) -> None:
+        """Let runs by earlier code count from now on.
+
+        Args:
+            repeats: runs that the present code made the same.
+        """
+        self._carried = Carried([*self._carried.repeats, *repeats])
+        self._carried.write(RESULTS)
 
     def search(self, protocol: Protocol, method: Method) -> Found:
         """Return how far the tuning of a method is.

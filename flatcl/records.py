@@ -101,7 +101,11 @@ def path_of(folder: Path, options: CompareOptions, cell: Cell) -> Path:
     Returns:
         ``folder/runs/<hash of its identity>.json``.
     """
-    text = json.dumps(identity(options, cell), sort_keys=True)
+    return _path(folder, identity(options, cell))
+
+
+def _path(folder: Path, wanted: Mapping[str, object]) -> Path:
+    text = json.dumps(wanted, sort_keys=True)
     return folder / "runs" / f"{hashlib.sha256(text.encode()).hexdigest()[:24]}.json"
 
 
@@ -121,7 +125,12 @@ def save(folder: Path, options: CompareOptions, record: Record) -> Path:
 
 
 def load(
-    folder: Path, options: CompareOptions, cell: Cell, *, any_code: bool = False
+    folder: Path,
+    options: CompareOptions,
+    cell: Cell,
+    *,
+    code: str | None = None,
+    any_code: bool = False,
 ) -> Record | None:
     """Return the record of a run that was made before, if it can be used.
 
@@ -129,6 +138,7 @@ def load(
         folder: the comparison's output folder.
         options: of the comparison.
         cell: the run.
+        code: hash of the code that made it; None for the present code.
         any_code: take a record that other code of flatcl made too, where there is no other.
 
     Returns:
@@ -138,7 +148,9 @@ def load(
         identity(options, cell),
         min(options.tasks, options.first_tasks or options.tasks),
     )
-    path = path_of(folder, options, cell)
+    if code is not None:
+        wanted["code"] = code
+    path = _path(folder, wanted)
     if any_code and not path.exists():
         del wanted["code"]
         found = (_read(other, wanted, cell, tasks) for other in sorted(path.parent.glob("*.json")))

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import again, runner
 from benchmarks import lab as lab_module
-from benchmarks import run as run_module
 from benchmarks.cluster import Cluster
 from benchmarks.families import family
 from benchmarks.figure_style import Styles
@@ -23,6 +23,7 @@ from benchmarks.lab import Lab, methods_of, report_jobs, tuning_job
 from benchmarks.lab_methods import VARIANTS, lab_methods
 from benchmarks.outcomes import REGIMES
 from benchmarks.protocol_files import protocols, read
+from benchmarks.run import main, of_part, render
 from benchmarks.tune import Setting
 from flatcl.errors import OptionError
 from flatcl.protocol import CompareOptions
@@ -66,7 +67,7 @@ def protocol(tmp_path, monkeypatch):
 
 
 def fill(lab, protocol, methods=("ldc",), regimes=REGIMES, until=1e12):
-    return run_module.fill(lab, [protocol], methods, regimes, where=Cluster(jobs=1), until=until)
+    return runner.fill(lab, [protocol], methods, regimes, where=Cluster(jobs=1), until=until)
 
 
 def test_the_protocols_of_the_comparison_are_there_and_can_be_read():
@@ -150,9 +151,9 @@ def test_replay_at_ldcs_bytes_holds_no_more_and_hardly_less(protocol):
 def test_the_lab_makes_what_is_missing_once_and_tells_it_all(protocol, tmp_path):
     lab = Lab()
     assert fill(lab, protocol, methods=("ldc",)) == []
-    again = Lab()
-    assert again.missing(protocol, lab_methods()["ldc"], REGIMES, 9) == []
-    outcomes = list(again.outcomes(protocol))
+    later = Lab()
+    assert later.missing(protocol, lab_methods()["ldc"], REGIMES, 9) == []
+    outcomes = list(later.outcomes(protocol))
     assert {(o.regime, o.method, o.seed) for o in outcomes} == {
         (r, "ldc", s) for r in REGIMES for s in (0, 1)
     }
@@ -160,17 +161,17 @@ def test_the_lab_makes_what_is_missing_once_and_tells_it_all(protocol, tmp_path)
         assert len(one.accuracy) == len(one.loss) == 2
         assert one.seconds["training"] > 0
         assert one.seconds["task_end"] >= 0
-    (ldc,) = again.searches(protocol)
+    (ldc,) = later.searches(protocol)
     assert len(ldc.tried) >= 15
     assert max(t.acc_val for t in ldc.tried) == next(
         t.acc_val for t in ldc.tried if t.settings == ldc.chosen
     )
     tuned = next(o for o in outcomes if o.regime == "tuned")
     assert tuned.settings == ldc.chosen
-    assert run_module.check(again, [protocol], 0)
+    assert again.check(later, [protocol], 0)
     folder = tmp_path / "project" / "benchmarks"
     folder.mkdir(parents=True)
-    run_module.render(again, {protocol.name: protocol}, folder)
+    render(later, {protocol.name: protocol}, folder)
     page = (folder / "README.md").read_text(encoding="utf-8")
     assert "Two tasks of digits" in page
     summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
@@ -186,7 +187,30 @@ def test_a_check_sees_a_record_that_was_altered(protocol):
         record = lab.record(job)
         assert record is not None
         record.accuracy[0][0] += 0.125
-    assert not run_module.check(lab, [protocol], 0)
+    assert not again.check(lab, [protocol], 0)
+
+
+@pytest.mark.parametrize("altered", [False, True])
+def test_runs_by_earlier_code_count_where_one_made_again_comes_out_the_same(
+    protocol, monkeypatch, altered
+):
+    """Through two changes of code; the first is carried over, and so the second carries both."""
+    ldc = lab_methods()["ldc"]
+    fill(Lab(), protocol)
+    assert Lab().missing(protocol, ldc, REGIMES, 9) == []
+    for number in range(2):
+        monkeypatch.setattr("flatcl.records._code", lambda *_, n=number: f"later{n}")
+        assert Lab().missing(protocol, ldc, REGIMES, 9)
+        if altered and number == 1:
+            for path in (lab_module.RESULTS / "tiny" / "runs").glob("*.json"):
+                path.write_text(path.read_text().replace('"bytes_held": ', '"bytes_held": 1'))
+        lab = Lab()
+        found = again.carry_over(lab, [protocol], ("ldc",), Cluster(jobs=1))
+        assert sum(found) == number + 1
+        assert found[1] == (2 if altered and number == 1 else 0)
+        for known in (lab, Lab()):
+            assert bool(known.missing(protocol, ldc, REGIMES, 9)) == (altered and number == 1)
+    assert len(list(Lab().outcomes(protocol))) == (1 if altered else 4)
 
 
 def test_a_run_that_fails_is_named_tried_once_and_not_kept(protocol, monkeypatch, capsys):
@@ -245,7 +269,7 @@ def test_a_cluster_of_two_workers_makes_the_same_runs(protocol, tmp_path, monkey
     folders = [tmp_path / name for name in ("lab", "cluster")]
     monkeypatch.setattr(lab_module, "RESULTS", folders[1])
     where = Cluster("dask", jobs=2)
-    assert run_module.fill(Lab(), [protocol], ("ldc",), ("default",), where=where) == []
+    assert runner.fill(Lab(), [protocol], ("ldc",), ("default",), where=where) == []
     alone, together = (
         {p.name: json.loads(p.read_text())["accuracy"] for p in f.glob("tiny/runs/*.json")}
         for f in folders
@@ -256,18 +280,18 @@ def test_a_cluster_of_two_workers_makes_the_same_runs(protocol, tmp_path, monkey
 
 def test_the_parts_of_the_lab_are_all_of_it():
     known = protocols().values()
-    short, long = (run_module.of_part(known, part) for part in ("short", "long"))
+    short, long = (of_part(known, part) for part in ("short", "long"))
     assert {p.name for p in short} | {p.name for p in long} == set(protocols())
     assert {p.methods for p in long} == {"core"}
     assert "core" not in {p.methods for p in short}
-    assert run_module.of_part(known, None) == list(known)
+    assert of_part(known, None) == list(known)
 
 
 @pytest.mark.parametrize("wrong", [["nope"], ["--methods", "nope"], ["--regimes", "nope"]])
 def test_names_that_do_not_exist_are_a_usage_error(wrong, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["run", *wrong])
     with pytest.raises(SystemExit) as caught:
-        run_module.main()
+        main()
     assert caught.value.code == 2
     assert "there is no 'nope'" in capsys.readouterr().err
 
@@ -276,5 +300,5 @@ def test_what_is_missing_is_listed(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(lab_module, "RESULTS", tmp_path)
     line = ["run", "feng-tu-two-task", "--methods", "ldc", "--regimes", "default", "--list"]
     monkeypatch.setattr(sys, "argv", line)
-    run_module.main()
+    main()
     assert capsys.readouterr().out.split() == ["feng-tu-two-task", "ldc", "10"]

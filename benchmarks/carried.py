@@ -1,0 +1,89 @@
+"""Runs by earlier code that count: a run made again by the present code came out the same."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from flatcl.io import write_json
+
+_FILE = "carried.json"
+
+
+@dataclass(frozen=True)
+class Repeat:
+    """A run that two versions of the code made alike, bit for bit.
+
+    Attributes:
+        protocol: its name.
+        method: its name.
+        seed: the repeat that both made, in the regime without tuning.
+        earlier: hash of the code before.
+        present: hash of the code after.
+    """
+
+    protocol: str
+    method: str
+    seed: int
+    earlier: str
+    present: str
+
+
+class Carried:
+    """Which earlier code is as good as later code, method by method and protocol by protocol.
+
+    Args:
+        repeats: runs that came out the same.
+    """
+
+    def __init__(self, repeats: Iterable[Repeat]) -> None:
+        self.repeats = list(dict.fromkeys(repeats))
+
+    @classmethod
+    def read(cls, folder: Path) -> Carried:
+        """Return what was found before.
+
+        Args:
+            folder: of the lab's results.
+
+        Returns:
+            The repeats of its file, none without one.
+        """
+        path = folder / _FILE
+        if not path.is_file():
+            return cls(())
+        return cls(Repeat(**one) for one in json.loads(path.read_text(encoding="utf-8")))
+
+    def write(self, folder: Path) -> None:
+        """Keep what was found.
+
+        Args:
+            folder: of the lab's results.
+        """
+        write_json(folder / _FILE, [asdict(one) for one in self.repeats])
+
+    def codes(self, protocol: str, method: str, present: str) -> list[str]:
+        """Return the earlier code whose runs count, through any number of changes.
+
+        Args:
+            protocol: its name.
+            method: its name.
+            present: hash of the present code.
+
+        Returns:
+            Hashes, the latest first.
+        """
+        return list(self._before(protocol, method, present))
+
+    def _before(self, protocol: str, method: str, present: str) -> Iterator[str]:
+        seen, found = {present}, [present]
+        while found:
+            later = found.pop(0)
+            for one in self.repeats:
+                of_it = (one.protocol, one.method, one.present) == (protocol, method, later)
+                if of_it and one.earlier not in seen:
+                    seen.add(one.earlier)
+                    found.append(one.earlier)
+                    yield one.earlier
