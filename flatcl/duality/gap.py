@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from flatcl.duality.checks import ask_finite
 from flatcl.duality.decomposition import Decomposition, decompose
 from flatcl.duality.dual import DualMoves, dual_moves
 from flatcl.duality.layer import DualLayer, check_pairs
@@ -133,8 +134,8 @@ def generalization_gap(
         The gap.
 
     Raises:
-        OptionError: ``space`` is neither; what ``DualLayer``, ``dual_moves`` and ``nearest_pairs``
-            raise goes through.
+        OptionError: ``space`` is neither; what ``ask_finite``, ``DualLayer``, ``dual_moves``
+            and ``nearest_pairs`` raise goes through.
     """
     if space not in ("inputs", "activity"):
         raise OptionError(f"space is {space!r}: choose inputs or activity")
@@ -149,6 +150,10 @@ def generalization_gap(
     check_pairs(z, t)
     a, b = view.activity(x), view.activity(z)
     train_losses, test_losses = view.losses(x, y), view.losses(z, t)
+    ask_finite(
+        **{"activity in training": a, "activity in the test": b},
+        **{"losses in training": train_losses, "losses in the test": test_losses},
+    )
     if basis is None:
         values, vectors = torch.linalg.eigh(view.hessian(x, y))
         curvature, basis = values.flip(0), vectors.flip(1)

@@ -92,6 +92,8 @@ def hessian_directions(
         product: np.ndarray = surface.hessian_products(point, row)[0].cpu().numpy()
         return product
 
+    if not apply(start.numpy()).any():  # ARPACK has no word for it in some of its releases
+        raise DataError("Lanczos failed: the block's Hessian is 0, and every direction is as flat")
     shape = (surface.size, surface.size)
     operator = LinearOperator(shape, matvec=apply, dtype=np.float64)
     try:
@@ -102,7 +104,7 @@ def hessian_directions(
             "float64 and more samples"
         ) from error
     except ArpackError as error:
-        raise DataError(f"Lanczos failed ({error}): the block's Hessian may be 0") from error
+        raise DataError(f"Lanczos failed ({error}): use float64 and more samples") from error
     order = np.argsort(found)[::-1]
     rows = torch.from_numpy(np.ascontiguousarray(vectors_[:, order].T))
     return Directions(rows, torch.from_numpy(found[order].copy()))

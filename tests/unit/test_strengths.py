@@ -133,4 +133,5 @@ def test_the_figure_marks_the_default_the_best_and_the_target():
     assert marks["D"].get_xydata().tolist() == [[3.5, 70.0]]
     assert marks["*"].get_xydata().tolist() == [[35.0, 72.0]]
     (band,) = axes.patches
-    assert (band.get_y(), band.get_y() + band.get_height()) == (68.0, 72.0)
+    extent = band.get_window_extent().transformed(axes.transData.inverted())
+    assert (extent.y0, extent.y1) == pytest.approx((68.0, 72.0))
