@@ -11,6 +11,7 @@ import pytest
 import flatcl
 
 ROOT = Path(__file__).parents[2]
+PACKAGE = Path(flatcl.__file__).parent
 PAGES = [
     *sorted(ROOT.glob("*.md")),
     *sorted((ROOT / "benchmarks").glob("*.md")),
@@ -18,7 +19,7 @@ PAGES = [
 ]
 _LINK = re.compile(r"\[[^\]]*\]\(([^)\s#]+)[^)]*\)")
 _SOURCES = [
-    *sorted((ROOT / "flatcl").rglob("*.py")),
+    *sorted(PACKAGE.rglob("*.py")),
     *sorted((ROOT / "benchmarks").glob("*.py")),
 ]
 
