@@ -179,9 +179,9 @@ def render(found: Mapping[str, Mapping[str, Any]]) -> str:
         [
             "# Compatibility",
             "",
-            "`python -m benchmarks.compatibility` builds sdist and wheel, installs the wheel into a "
-            "fresh environment for each row (`pip check` clean), and runs the default suite of the "
-            "sdist against it, warnings as errors. Skipped are tests of hosts that are not "
+            "`python -m benchmarks.compatibility` builds sdist and wheel, installs the wheel into "
+            "a fresh environment for each row (`pip check` clean), and runs the default suite of "
+            "the sdist against it, warnings as errors. Skipped are tests of hosts that are not "
             "installed (Lightning, Transformers, curvature libraries, a browser).",
             "",
             markdown_table(header, rows),

@@ -1,14 +1,15 @@
 """Scale: a thousand experiences, a hundred million weights, an hour of training.
 
-``python -m benchmarks.scale stream large soak`` measures what is named, each method in a process of
-its own, keeps it in ``benchmarks/results/scale`` and renders ``benchmarks/SCALE.md`` and its figure;
-``--render`` only renders. It takes about 90 minutes, an hour of them for the soak.
+``python -m benchmarks.scale stream large soak`` measures what is named, each method in a process
+of its own, keeps it in ``benchmarks/results/scale`` and renders ``benchmarks/SCALE.md`` and its
+figure; ``--render`` only renders. It takes about 90 minutes, an hour of them for the soak.
 """
 
 from __future__ import annotations
 
 import argparse
 import io
+import itertools
 import json
 import resource
 import subprocess
@@ -91,7 +92,7 @@ def large(method: str) -> list[dict[str, float]]:
     torch.set_num_threads(2)
     torch.manual_seed(0)
     layers: list[nn.Module] = []
-    for d_in, d_out in zip(LARGE, LARGE[1:], strict=False):
+    for d_in, d_out in itertools.pairwise(LARGE):
         layers += [nn.Linear(d_in, d_out), nn.ReLU()]
     model = nn.Sequential(*layers[:-1])
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)

@@ -10,6 +10,8 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
+import shtab
+
 from flatcl import __version__
 from flatcl.cli import analyze, compare, generalize
 from flatcl.errors import FlatclError
@@ -54,6 +56,9 @@ def in_one_line(command: Callable[[], int]) -> int:
     except FlatclError as error:
         print(_line(str(error)), file=sys.stderr)
         return USAGE
+    except BrokenPipeError:  # the reader of our output, such as `head`, has seen enough
+        _close_stdout()
+        return GOOD
     except OSError as error:  # a folder that cannot be written, a full disk
         _close_stdout()
         print(f"{_line(str(error))}; mend it, the same command goes on from here", file=sys.stderr)
@@ -91,6 +96,9 @@ def _run(arguments: Sequence[str] | None) -> int:
         epilog="`flatcl compare` alone trains LDC beside Naive and EWC on real scans, in a minute.",
     )
     parser.add_argument("--version", action="version", version=f"flatcl {__version__}")
+    shtab.add_argument_to(
+        parser, "--print-completion", help="print a shell's completion script, to be sourced"
+    )
     commands = parser.add_subparsers(title="commands", dest="command", required=True)
     compare.add_parser(commands)
     analyze.add_parser(commands)

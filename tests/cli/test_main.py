@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 
@@ -50,6 +51,35 @@ def test_compare_help_explains_every_option(capsys: pytest.CaptureFixture[str]) 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--version"]) == 0
     assert capsys.readouterr().out == f"flatcl {__version__}\n"
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="there is no bash")
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["comp"], {"compare"}),
+        (["compare", "--str"], {"--strength"}),
+        (["compare", "--scenario", "split-"], {"split-task", "split-domain", "split-class"}),
+        (["analyze", "--samp"], {"--sampling"}),
+    ],
+)
+def test_a_shell_completes_commands_options_and_values(
+    words: list[str], expected: set[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["--print-completion", "bash"]) == 0
+    script = capsys.readouterr().out + (
+        f"COMP_WORDS=(flatcl {' '.join(words)}); COMP_CWORD={len(words)}\n"
+        '_shtab_flatcl; echo "${COMPREPLY[@]}"\n'
+    )
+    done = subprocess.run(["bash"], input=script, capture_output=True, text=True, timeout=60)
+    assert set(done.stdout.split()) == expected
+
+
+def test_a_reader_that_has_seen_enough_is_no_error() -> None:
+    command = f"{sys.executable} -m flatcl.cli.main --print-completion bash | head -1"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60)
+    assert done.stdout.count("\n") == 1
+    assert done.stderr == ""
 
 
 @pytest.mark.parametrize(
