@@ -26,20 +26,21 @@ _STREAM = """## A thousand experiences
 
 Avalanche, 64 digits an experience (fifty permutations, each visited twenty times), 64-64-10, two
 epochs, batches of 16. Medians of a hundred experiences each; memory after the last of them. *Held*
-is what LDC keeps between tasks, *saved* the file of its whole state, with a history of three numbers
-an experience.
+is what LDC keeps between tasks, *saved* the file of its whole state, with a history of three
+numbers an experience.
 """
 _LARGE = """## A hundred million weights
 
-A perceptron 3072-8192-8192-1000, SGD with momentum, batches of 32, two tasks of 40 steps, two threads.
-Sides above 2048 are held by 256 leading directions. *Held*: constraint, anchor and Gaussians; *at
-most*: the process's peak of resident memory, weights, gradients and momentum included.
+A perceptron 3072-8192-8192-1000, SGD with momentum, batches of 32, two tasks of 40 steps, two
+threads. Sides above 2048 are held by 256 leading directions. *Held*: constraint, anchor and
+Gaussians; *at most*: the process's peak of resident memory, weights, gradients and momentum
+included.
 """
 _SOAK = """## An hour of training
 
-Task after task of 80 steps with Adam, each with an evaluation and a forecast in mid-task, its end, and
-its whole state saved, read back and taken up by a new object. Growth is the slope of resident memory
-over the time after the first five minutes, fitted by least squares.
+Task after task of 80 steps with Adam, each with an evaluation and a forecast in mid-task, its end,
+and its whole state saved, read back and taken up by a new object. Growth is the slope of resident
+memory over the time after the first five minutes, fitted by least squares.
 """
 
 

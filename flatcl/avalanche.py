@@ -52,12 +52,17 @@ class LDC(SupervisedTemplate):
 
     Takes what ``avalanche.training.EWC`` takes, with the fields of ``flatcl.LDCOptions`` in place
     of EWC's own. ``ewc_lambda``, ``mode``, ``decay_factor`` and ``keep_importance_data`` are
-    accepted from an old script, ignored, and named in one warning.
+    accepted from an old script, ignored, and named in one warning. They stand where EWC has them:
+    Avalanche takes arguments without a name in the order of the names.
 
     Args:
         model: the network.
         optimizer: the optimiser that trains it.
         criterion: the loss.
+        ewc_lambda: of EWC; ignored, as the next three.
+        mode: of EWC; ignored.
+        decay_factor: of EWC; ignored.
+        keep_importance_data: of EWC; ignored.
         train_mb_size: samples a training minibatch.
         train_epochs: epochs an experience.
         eval_mb_size: samples an evaluation minibatch.
@@ -82,10 +87,6 @@ class LDC(SupervisedTemplate):
         witnesses: field of ``LDCOptions``.
         budget: field of ``LDCOptions``.
         on_budget: field of ``LDCOptions``.
-        ewc_lambda: of EWC; ignored, as the next three.
-        mode: of EWC; ignored.
-        decay_factor: of EWC; ignored.
-        keep_importance_data: of EWC; ignored.
         **kwargs: further arguments of ``SupervisedTemplate``.
 
     Raises:
@@ -99,6 +100,10 @@ class LDC(SupervisedTemplate):
         model: nn.Module,
         optimizer: Optimizer,
         criterion: Callable[[Tensor, Tensor], Tensor],
+        ewc_lambda: float | None = None,
+        mode: str | None = None,
+        decay_factor: float | None = None,
+        keep_importance_data: bool | None = None,
         train_mb_size: int = 1,
         train_epochs: int = 1,
         eval_mb_size: int | None = None,
@@ -123,10 +128,6 @@ class LDC(SupervisedTemplate):
         witnesses: int = _DEFAULT.witnesses,
         budget: float | None = _DEFAULT.budget,
         on_budget: OnBudget = _DEFAULT.on_budget,
-        ewc_lambda: float | None = None,
-        mode: str | None = None,
-        decay_factor: float | None = None,
-        keep_importance_data: bool | None = None,
         **kwargs: Any,
     ) -> None:
         of_ewc = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import random
 import warnings
 
@@ -147,6 +148,19 @@ def test_ldc_takes_what_ewc_takes_and_names_what_it_ignores():
         LDC(strength=-1, **arguments)
     with pytest.raises(OptionError, match="no option 'lambda_'"):
         LDCPlugin(lambda_=1)
+
+
+def test_arguments_without_a_name_stand_where_ewc_has_them():
+    """Avalanche takes them, deprecated, in the order of the names; so do its own examples."""
+    model = mlp()
+    optimizer, criterion = torch.optim.SGD(model.parameters(), 0.1), nn.CrossEntropyLoss()
+    of_ewc = list(inspect.signature(EWC.__init__, follow_wrapped=True).parameters)
+    of_ldc = list(inspect.signature(LDC.__init__, follow_wrapped=True).parameters)
+    assert of_ldc[: len(of_ewc) - 1] == of_ewc[:-1]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        strategy = LDC(model, optimizer, criterion, 0.4, "separate", None, False, 32, 3)
+    assert (strategy.train_mb_size, strategy.train_epochs) == (32, 3)
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
