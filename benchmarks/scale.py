@@ -160,7 +160,7 @@ def soak(minutes: float) -> list[dict[str, float]]:
     ]
     model = make_model(torch.Size([1, 8, 8]), 10, seed=0, hidden=(100, 100))
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
-    chosen = LDCOptions(witnesses=64)
+    chosen = LDCOptions()
     landscape = Landscape(model, optimizer, options=chosen)
     rows: list[dict[str, float]] = []
     begun, ended = time.perf_counter(), 0
