@@ -83,7 +83,7 @@ def outcome(path: Path) -> str | None:
 
 @pytest.mark.parametrize("compressed", [True, False])
 def test_a_data_file_cut_or_altered_is_refused_or_as_it_was(
-    tmp_path: Path, compressed: bool
+    tmp_path: Path, compressed: bool, record_property: Any
 ) -> None:
     draw, path = random.Random(2), tmp_path / "images.npz"
     whole, refused = content(compressed), 0
@@ -91,6 +91,7 @@ def test_a_data_file_cut_or_altered_is_refused_or_as_it_was(
         path.write_bytes(damaged(whole, draw))
         refused += outcome(path) is not None
     assert refused > 130
+    record_property("inputs", 200)
 
 
 @pytest.mark.parametrize(("place", "byte"), [(6, 99), (10, 99), (8, 1)])

@@ -80,18 +80,19 @@ def cut_or_junk(whole: bytes, draw: random.Random) -> list[bytes]:
     return [*(whole[: draw.randrange(len(whole))] for _ in range(20)), *JUNK]
 
 
-def test_a_run_s_file_that_is_no_record_is_missing(compared: Path) -> None:
+def test_a_run_s_file_that_is_no_record_is_missing(compared: Path, record_property: Any) -> None:
     path = path_of(compared, COMPARED, CELL)
     whole = path.read_bytes()
     for content in cut_or_junk(whole, random.Random(0)):
         path.write_bytes(content)
         assert load(compared, COMPARED, CELL) is None
         assert load(compared, COMPARED, CELL, any_code=True) is None
+        record_property("inputs", 1)
     path.write_bytes(whole)
     assert load(compared, COMPARED, CELL) is not None
 
 
-def test_no_spoilt_entry_of_a_run_is_read_as_a_number(compared: Path) -> None:
+def test_no_spoilt_entry_of_a_run_is_read_as_a_number(compared: Path, record_property: Any) -> None:
     path = path_of(compared, COMPARED, CELL)
     whole, good = path.read_text(encoding="utf-8"), load(compared, COMPARED, CELL)
     content, refused = json.loads(whole), 0
@@ -116,6 +117,7 @@ def test_no_spoilt_entry_of_a_run_is_read_as_a_number(compared: Path) -> None:
                 }
     path.write_text(whole, encoding="utf-8")
     assert refused > 200
+    record_property("inputs", refused)
 
 
 def test_damaged_runs_are_made_anew_and_the_summary_is_the_same(compared: Path) -> None:
@@ -283,7 +285,7 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_a_damaged_header_of_a_record_is_refused(recorded: Path) -> None:
+def test_a_damaged_header_of_a_record_is_refused(recorded: Path, record_property: Any) -> None:
     path = recorded / "record.json"
     whole = path.read_bytes()
     for content in cut_or_junk(whole, random.Random(2)):
@@ -291,6 +293,7 @@ def test_a_damaged_header_of_a_record_is_refused(recorded: Path) -> None:
         with pytest.raises(DataError) as caught:
             open_record(recorded)
         assert "\n" not in str(caught.value)
+        record_property("inputs", 1)
     path.write_bytes(whole)
 
 

@@ -42,7 +42,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", COMMANDS)
 def test_killed_again_and_again_it_ends_with_the_same_bits(
-    tmp_path: Path, name: str, undisturbed
+    tmp_path: Path, name: str, undisturbed, record_property
 ) -> None:
     expected, span = undisturbed(name)
     draw, kills, folders = random.Random(name), 0, 0
@@ -60,13 +60,13 @@ def test_killed_again_and_again_it_ends_with_the_same_bits(
         for file, content in expected.items():
             assert found[file] == content, file
         folders += 1
-    print(f"{name}: {kills} kills over {folders} folders")
+    record_property("kills", kills)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", COMMANDS)
 def test_interrupted_it_says_so_in_one_line_and_goes_on(
-    tmp_path: Path, name: str, undisturbed
+    tmp_path: Path, name: str, undisturbed, record_property
 ) -> None:
     expected, span = undisturbed(name)
     draw, out = random.Random(name), tmp_path / "out"
@@ -76,6 +76,7 @@ def test_interrupted_it_says_so_in_one_line_and_goes_on(
         process.until(lambda: False, draw.uniform(0.0, 0.7 * span))
         code, said = process.signal(signal.SIGINT), process.said()
         if code != 0 and "numbers and figures in" not in said:  # else it had ended already
+            record_property("interrupts", 1)
             assert code == 130, said
             assert "interrupted; the same command goes on from here" in said.splitlines()[-1]
             assert "Traceback" not in said
@@ -88,7 +89,7 @@ def test_interrupted_it_says_so_in_one_line_and_goes_on(
 @pytest.mark.slow
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_full_disk_is_one_line_and_the_same_command_goes_on(
-    tmp_path: Path, name: str, undisturbed
+    tmp_path: Path, name: str, undisturbed, record_property
 ) -> None:
     expected, _ = undisturbed(name)
     out = tmp_path / "out"
@@ -99,6 +100,7 @@ def test_a_full_disk_is_one_line_and_the_same_command_goes_on(
             assert limit > 1000
             continue
         assert code == 1, said
+        record_property("full disks", 1)
         last = said.splitlines()[-1]
         assert last.startswith("flatcl: error: ")
         assert "File too large" in last
@@ -111,7 +113,7 @@ def test_a_full_disk_is_one_line_and_the_same_command_goes_on(
     assert numbers(out) == expected
 
 
-def test_a_killed_study_goes_on_to_the_same_numbers(tmp_path: Path) -> None:
+def test_a_killed_study_goes_on_to_the_same_numbers(tmp_path: Path, record_property) -> None:
     """The one kill of the default suite; what follows it runs in this process, to spare time."""
     out = tmp_path / "killed"
     command = Command(
@@ -121,6 +123,7 @@ def test_a_killed_study_goes_on_to_the_same_numbers(tmp_path: Path) -> None:
     process = Process(command, out)
     process.until(lambda: len(list(out.glob("runs/*.json"))) >= 2, 60.0)
     process.signal(signal.SIGKILL)
+    record_property("kills", 1)
     made = {p.name: p.read_bytes() for p in out.glob("runs/*.json")}
     assert 2 <= len(made) < 8
     for folder in (out, tmp_path / "undisturbed"):
