@@ -201,10 +201,11 @@ def test_a_convolutional_network_that_is_told_the_task() -> None:
     assert all(bool(torch.isfinite(weight).all()) for weight in model.parameters())
 
 
-@pytest.mark.parametrize(("scenario", "gain"), [("permuted", 0.1), ("split-class", 0.1)])
-def test_it_forgets_less_than_naive(scenario: Any, gain: float) -> None:
+# At 0.3 what is kept of split classes is 0.50 to 0.95 by initial weights, at 0.03 0.69 to 0.98.
+@pytest.mark.parametrize(("scenario", "value"), [("permuted", 0.3), ("split-class", 0.03)])
+def test_it_forgets_less_than_naive(scenario: Any, value: float) -> None:
     stream = forgetful_stream(scenario)
-    learned, kept, new = accuracies(RIVAL, 0.3, stream)
+    learned, kept, new = accuracies(RIVAL, value, stream)
     plain = accuracies(RIVALS["naive"], None, stream)
     assert min(learned, new, plain[0], plain[2]) > 0.9
-    assert kept > plain[1] + gain
+    assert kept > plain[1] + 0.1
