@@ -128,7 +128,8 @@ def measure(row: Row, interpreter: str, wheel: Path, source: Path, folder: Path)
     _run([python, "-m", "pip", "install", "--quiet", *tested, f"{wheel}[test]", *pins])
     _run([python, "-m", "pip", "check"])
     begun = time.perf_counter()
-    done = _run([python, "-m", "pytest", "-q", "-p", "no:cacheprovider"], cwd=source, check=False)
+    tests = [python, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+    done = _run(tests, cwd=source, check=False)
     counts = {word: int(n) for n, word in re.findall(r"(\d+) (passed|failed|skipped|error)", done)}
     return {
         "python": _run([python, "-c", "import platform; print(platform.python_version())"]).strip(),

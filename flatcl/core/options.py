@@ -94,6 +94,9 @@ class LDCOptions:
     on_budget: OnBudget = "stop"
 
     def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if isinstance(value, int) and abs(value) >= 2**63:  # too long to be printed, perhaps
+                raise OptionError(f"{name} is a whole number beyond 2^63: give a smaller one")
         for name in ("strength", "width", "damping", "budget"):
             value = getattr(self, name)
             if value is None and name in {"damping", "budget"}:

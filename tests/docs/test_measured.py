@@ -11,6 +11,9 @@ from benchmarks import compatibility, scale
 from benchmarks.scale_report import slope
 
 
+pytestmark = pytest.mark.slow  # of results that take hours to make again
+
+
 def rows(name: str) -> Any:
     return json.loads((scale.RESULTS / f"{name}.json").read_text(encoding="utf-8"))
 

@@ -9,6 +9,8 @@ import pytest
 
 from benchmarks.promises import PROMISES, RESULTS, render
 
+pytestmark = pytest.mark.slow  # of results that take hours to make again
+
 ROOT = Path(__file__).parents[2]
 
 
