@@ -10,7 +10,6 @@ import pytest
 from benchmarks import compatibility, scale
 from benchmarks.scale_report import slope
 
-
 pytestmark = pytest.mark.slow  # of results that take hours to make again
 
 
