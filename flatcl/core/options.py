@@ -95,8 +95,10 @@ class LDCOptions:
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            if isinstance(value, int) and abs(value) >= 2**63:  # too long to be printed, perhaps
-                raise OptionError(f"{name} is a whole number beyond 2^63: give a smaller one")
+            try:
+                repr(value)  # as the messages below have it
+            except ValueError as error:
+                raise OptionError(f"{name} holds a whole number too long to print") from error
         for name in ("strength", "width", "damping", "budget"):
             value = getattr(self, name)
             if value is None and name in {"damping", "budget"}:
