@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -75,15 +75,10 @@ class Carried:
         Returns:
             Hashes, the latest first.
         """
-        return list(self._before(protocol, method, present))
-
-    def _before(self, protocol: str, method: str, present: str) -> Iterator[str]:
-        seen, found = {present}, [present]
-        while found:
-            later = found.pop(0)
+        found = [present]
+        for later in found:  # which grows meanwhile
             for one in self.repeats:
                 of_it = (one.protocol, one.method, one.present) == (protocol, method, later)
-                if of_it and one.earlier not in seen:
-                    seen.add(one.earlier)
+                if of_it and one.earlier not in found:
                     found.append(one.earlier)
-                    yield one.earlier
+        return found[1:]
