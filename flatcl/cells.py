@@ -9,7 +9,6 @@ import time
 import traceback
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any, Literal, TypeAlias, cast
 
 import torch
@@ -18,7 +17,7 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from flatcl.avalanche import LDCPlugin, OldClassOffset, PseudoRehearsal
 from flatcl.clock import EpochClock
-from flatcl.data import Images, load_images
+from flatcl.data import kept_images
 from flatcl.errors import FlatclError, NonFiniteError, OptionError
 from flatcl.evaluation import judge
 from flatcl.host import ensure_avalanche
@@ -28,7 +27,6 @@ from flatcl.published_plugin import PublishedLDCPlugin
 from flatcl.records import Cell, Record
 from flatcl.rivals import RIVALS, bytes_held
 from flatcl.seeds import derive_seed
-from flatcl.stamps import Stamp, stamp_of
 from flatcl.streams import Stream, StreamOptions, fast, make_stream
 
 ensure_avalanche()
@@ -40,11 +38,6 @@ from avalanche.training.templates import SupervisedTemplate  # noqa: E402
 ModelSource: TypeAlias = nn.Module | Callable[[int], nn.Module]
 BenchmarkSource: TypeAlias = "CLScenario | Callable[[int], CLScenario]"
 OptimizerSource: TypeAlias = Callable[[Iterable[nn.Parameter]], Optimizer]
-
-
-@lru_cache(maxsize=1)
-def _images(data: str, stamp: Stamp | None) -> Images:
-    return load_images(data)
 
 
 @dataclass(frozen=True)
@@ -135,7 +128,7 @@ def _stream(options: CompareOptions, seed: int) -> Stream:
         pad=options.pad,
         class_order=cast("Any", options.class_order),
     )
-    return make_stream(_images(options.data, stamp_of(options.data)), wanted, seed=seed)
+    return make_stream(kept_images(options.data), wanted, seed=seed)
 
 
 class _Run:

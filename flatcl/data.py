@@ -9,6 +9,7 @@ import zlib
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import cast
 
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from flatcl.errors import DataError
 from flatcl.seeds import derive_seed
+from flatcl.stamps import Stamp, stamp_of
 
 Array = npt.NDArray[np.generic]
 
@@ -84,6 +86,23 @@ def load_images(source: str) -> Images:
         known = ", ".join(["digits", *_TORCHVISION])
         raise DataError(f"unknown data set {source!r}: use {known}, or the path of an .npz file")
     return _from_arrays(str(path), _read_npz(path))
+
+
+def kept_images(source: str) -> Images:
+    """Return what ``load_images`` does; the last data set is kept until its file changes.
+
+    Args:
+        source: as of ``load_images``.
+
+    Returns:
+        The images, shared by all callers: not to be written to.
+    """
+    return _kept(source, stamp_of(source))
+
+
+@lru_cache(maxsize=1)
+def _kept(source: str, stamp: Stamp | None) -> Images:
+    return load_images(source)
 
 
 def stratified_split(labels: Tensor, size: int, *, seed: int) -> tuple[Tensor, Tensor]:

@@ -5,23 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from flatcl.data import Images, load_images, stratified_split
+from flatcl.data import kept_images, stratified_split
 from flatcl.errors import DataError, NonFiniteError
 from flatcl.generalize_settings import Setting
 from flatcl.plain_network import descend_, plain_network
 from flatcl.seeds import derive_seed
-from flatcl.stamps import Stamp, stamp_of
-
-
-@lru_cache(maxsize=1)
-def _images(data: str, stamp: Stamp | None) -> Images:
-    return load_images(data)
 
 
 @dataclass(frozen=True)
@@ -62,7 +55,7 @@ def load_sets(setting: Setting) -> Sets:
     Raises:
         DataError: there are too few images, they are all alike, or none has a pixel above 0.
     """
-    images = _images(setting.data, stamp_of(setting.data))
+    images = kept_images(setting.data)
     order, size = torch.arange(len(images.x_train)), setting.train_size
     extra = round(setting.noise * size)
     if size + extra > len(order):
