@@ -30,8 +30,8 @@ from flatcl.data import load_images
 from flatcl.fluctuations.ranking import stiffness_ranking
 from flatcl.fluctuations.surface import LossSurface
 from flatcl.io import write_bytes, write_json
-from flatcl.records import versions
 from flatcl.seeds import derive_seed
+from flatcl.versions import versions
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "bridge.json"

@@ -32,8 +32,8 @@ else:
 from packaging.requirements import Requirement
 
 from flatcl.io import write_bytes, write_json
-from flatcl.records import commit
 from flatcl.tables import markdown_table
+from flatcl.versions import commit
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent

@@ -36,9 +36,9 @@ from flatcl.fluctuations.pca import StreamingDirections, principal_directions
 from flatcl.fluctuations.record import Recorder, open_record
 from flatcl.fluctuations.surface import LossSurface
 from flatcl.io import write_bytes, write_json
-from flatcl.records import versions
 from flatcl.seeds import derive_seed
 from flatcl.tables import markdown_table
+from flatcl.versions import versions
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "directions.json"

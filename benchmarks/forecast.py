@@ -30,9 +30,9 @@ from flatcl.forecast_plots import plot_forecast
 from flatcl.io import write_bytes, write_json
 from flatcl.models import make_model
 from flatcl.plots import png
-from flatcl.records import versions
 from flatcl.streams import StreamOptions, make_stream
 from flatcl.tables import markdown_table
+from flatcl.versions import versions
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "forecast"

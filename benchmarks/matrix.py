@@ -29,9 +29,9 @@ from benchmarks.matrix_networks import NETWORKS, Network
 from flatcl.core.engine import Landscape
 from flatcl.data import load_images
 from flatcl.io import write_bytes, write_json
-from flatcl.records import versions
 from flatcl.seeds import derive_seed
 from flatcl.tables import markdown_table
+from flatcl.versions import versions
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "matrix.json"

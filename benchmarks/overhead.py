@@ -29,10 +29,10 @@ from flatcl.core.schedule import PullSchedule
 from flatcl.data import load_images
 from flatcl.io import write_bytes, write_json
 from flatcl.models import make_model
-from flatcl.records import versions
 from flatcl.rivals import RIVALS
 from flatcl.streams import StreamOptions, fast, make_stream
 from flatcl.tables import markdown_table
+from flatcl.versions import versions
 
 from avalanche.logging import BaseLogger  # isort: skip
 from avalanche.training.plugins import EvaluationPlugin  # isort: skip

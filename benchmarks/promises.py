@@ -23,7 +23,7 @@ from xml.etree import ElementTree
 from benchmarks import compatibility, scale
 from benchmarks.scale_report import slope
 from flatcl.io import write_bytes, write_json
-from flatcl.records import commit
+from flatcl.versions import commit
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent

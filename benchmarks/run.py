@@ -29,7 +29,7 @@ from benchmarks.runner import fill
 from benchmarks.targets import load_targets
 from flatcl.cli.main import in_one_line
 from flatcl.options import names
-from flatcl.records import versions
+from flatcl.versions import versions
 
 
 def of_part(known: Iterable[Protocol], part: str | None) -> list[Protocol]:

@@ -26,10 +26,10 @@ from flatcl import exact
 from flatcl.fluctuations import efold_time, principal_directions
 from flatcl.fluctuations.powerfit import power_fit
 from flatcl.io import write_bytes, write_json
-from flatcl.records import versions
 from flatcl.scores import mean_ci95
 from flatcl.seeds import derive_seed
 from flatcl.tables import markdown_table
+from flatcl.versions import versions
 
 Array = NDArray[np.float64]
 

@@ -16,8 +16,8 @@ from flatcl.fluctuations.pca import principal_directions
 from flatcl.fluctuations.record import open_record
 from flatcl.fluctuations.spectrum import cosine_overlap
 from flatcl.io import finite, write_json
-from flatcl.records import commit, versions
 from flatcl.tables import markdown_table
+from flatcl.versions import commit, versions
 
 _DIRECTIONS, _SHARE, _LEADING = 200, 35, 20
 _LEAST = 50

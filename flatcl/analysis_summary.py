@@ -15,8 +15,8 @@ from flatcl.fluctuations.relation import VarianceFlatness
 from flatcl.fluctuations.spectrum import participation_ratio, power_law, variance_share
 from flatcl.fluctuations.study import Study
 from flatcl.io import finite
-from flatcl.records import commit, versions
 from flatcl.trajectory import Trained
+from flatcl.versions import commit, versions
 
 _PAPER_FIRST, _PAPER_LAST = 20, 1000  # ranks of the power law, Feng & Tu's from 20 on
 _SHARE = 35

@@ -11,11 +11,12 @@ from flatcl.cells import BenchmarkSource, ModelSource, OptimizerSource, Own, che
 from flatcl.errors import FlatclError, OptionError
 from flatcl.io import write_bytes, write_json, write_jsonl
 from flatcl.protocol import CompareOptions
-from flatcl.records import Cell, Record, commit, load, save, versions
+from flatcl.records import Cell, Record, load, save
 from flatcl.rivals import RIVALS
 from flatcl.scores import mean_ci95, scores
 from flatcl.tables import markdown_table
 from flatcl.tuning import choose, fixed_value, is_tuned, next_cells, report_cells
+from flatcl.versions import commit, versions
 
 __all__ = ["CompareOptions", "Comparison", "Progress", "compare"]
 

@@ -32,7 +32,7 @@ from flatcl.generalize_summary import (
 )
 from flatcl.generalize_training import load_sets
 from flatcl.io import finite, write_json, write_jsonl
-from flatcl.records import versions
+from flatcl.versions import versions
 
 _EVERY = 10.0  # seconds from one line of progress to the next
 

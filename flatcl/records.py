@@ -4,38 +4,32 @@ from __future__ import annotations
 
 import hashlib
 import json
-import subprocess
 from collections.abc import Mapping
 from dataclasses import asdict
-from functools import lru_cache
-from importlib import metadata
 from pathlib import Path
 
-from flatcl import __version__
 from flatcl.io import write_json
 from flatcl.protocol import OF_LDC, CompareOptions
 from flatcl.record_content import Cell, Record, record_of
 from flatcl.rivals import RIVALS
 from flatcl.seeds import derive_seed
 from flatcl.stamps import content_of
+from flatcl.versions import code_of, commit, versions
 
 __all__ = [
     "TUNING_SEED",
     "Cell",
     "Record",
-    "commit",
     "identity",
     "load",
     "path_of",
     "save",
-    "versions",
 ]
 
 TUNING_SEED = derive_seed("tuning")
 """The repeat that hyper-parameters are chosen on; beyond every seed that can be reported."""
 
 _SCHEMA = 1
-_PACKAGE = Path(__file__).resolve().parent
 _OF_LDC = (*OF_LDC, "centre")
 # Fields that say which runs there are, or in whose cell they are already.
 _NOT_OF_A_RUN = ("methods", "seeds", "seed", "jobs", "ewc_lambda")
@@ -81,7 +75,7 @@ def identity(options: CompareOptions, cell: Cell) -> dict[str, object]:
         "cell": asdict(cell),
         "config": json.loads(json.dumps(config)),  # tuples as a reader sees them
         "data": content_of(options.data) or options.data,
-        "code": _code(code, RIVALS[cell.method].code if cell.method in RIVALS else ()),
+        "code": code_of(code, RIVALS[cell.method].code if cell.method in RIVALS else ()),
         "versions": versions(),
     }
 
@@ -166,45 +160,3 @@ def _read(path: Path, wanted: Mapping[str, object], cell: Cell, tasks: int) -> R
         return record_of(content, cell, tasks)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
-
-
-@lru_cache
-def versions() -> Mapping[str, str]:
-    """Return the versions of flatcl and of the packages that its numbers depend on.
-
-    Returns:
-        Version by package name.
-    """
-    packages = ("torch", "avalanche-lib", "numpy")
-    return {"flatcl": __version__} | {name: metadata.version(name) for name in packages}
-
-
-@lru_cache
-def commit() -> str | None:
-    """Return the commit of the source checkout that flatcl runs from.
-
-    Returns:
-        The hash, with "-dirty" if the package's files differ from it; None outside a checkout.
-    """
-
-    def git(*arguments: str) -> str:
-        command = ["git", "-C", str(_PACKAGE), *arguments]
-        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)
-        return done.stdout.strip()
-
-    try:
-        # A package installed into some project's folder is not that project's commit.
-        if git("ls-files", "--error-unmatch", "__init__.py") != "__init__.py":
-            return None
-        return git("rev-parse", "HEAD") + ("-dirty" if git("status", "--porcelain", ".") else "")
-    except (OSError, subprocess.SubprocessError):
-        return None
-
-
-@lru_cache
-def _code(patterns: tuple[str, ...], further: tuple[Path, ...]) -> str:
-    digest = hashlib.sha256()
-    paths = sorted(path for pattern in patterns for path in _PACKAGE.glob(pattern))
-    for path in [*paths, *further]:
-        digest.update(path.name.encode() + b"\0" + path.read_bytes())
-    return digest.hexdigest()[:16]

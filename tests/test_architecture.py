@@ -17,7 +17,7 @@ PACKAGE = Path(flatcl.__file__).parent
 # Each layer may import itself and those above it in this table.
 LAYERS = (
     ("__init__", "errors", "io", "seeds"),
-    ("exact", "options", "stamps", "tables"),
+    ("exact", "options", "stamps", "tables", "versions"),
     ("core",),
     ("fluctuations",),
     ("duality",),
@@ -129,6 +129,9 @@ def test_what_importing_flatcl_loads() -> None:
     core = loaded_by("from flatcl import Landscape")
     assert "torch" in core
     assert not core & {"avalanche", "matplotlib", "sklearn"}
+    measuring = loaded_by("import flatcl.analysis, flatcl.analysis_record, flatcl.generalize")
+    assert "torch" in measuring
+    assert not measuring & {"avalanche", "matplotlib"}  # four seconds
 
 
 def test_the_lazy_names_exist_and_others_do_not() -> None:

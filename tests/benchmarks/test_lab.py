@@ -199,7 +199,7 @@ def test_runs_by_earlier_code_count_where_one_made_again_comes_out_the_same(
     fill(Lab(), protocol)
     assert Lab().missing(protocol, ldc, REGIMES, 9) == []
     for number in range(2):
-        monkeypatch.setattr("flatcl.records._code", lambda *_, n=number: f"later{n}")
+        monkeypatch.setattr("flatcl.records.code_of", lambda *_, n=number: f"later{n}")
         assert Lab().missing(protocol, ldc, REGIMES, 9)
         if altered and number == 1:
             for path in (lab_module.RESULTS / "tiny" / "runs").glob("*.json"):

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.optim import SGD, Optimizer
 
-from flatcl import cells, records
+from flatcl import cells, records, versions
 from flatcl.cells import run_cell
 from flatcl.data import load_images
 from flatcl.errors import OptionError
@@ -281,17 +281,17 @@ def test_the_rehearsal_is_added_to_every_method_but_ldc() -> None:
 
 
 def test_commit_is_the_checkouts_or_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    found = records.commit()
+    found = versions.commit()
     assert found is None or len(found.removesuffix("-dirty")) == 40
     subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
     (tmp_path / "__init__.py").write_text("")  # in somebody's checkout, but not of it
-    monkeypatch.setattr(records, "_PACKAGE", tmp_path)
-    records.commit.cache_clear()
+    monkeypatch.setattr(versions, "_PACKAGE", tmp_path)
+    versions.commit.cache_clear()
     try:
-        assert records.commit() is None
+        assert versions.commit() is None
     finally:
         monkeypatch.undo()
-        records.commit.cache_clear()
+        versions.commit.cache_clear()
 
 
 def test_identity_is_json_and_has_every_option_that_matters() -> None:
