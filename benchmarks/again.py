@@ -30,9 +30,9 @@ def check(lab: Lab, chosen: Sequence[Protocol], seed: int) -> bool:
         seed: of the choice.
 
     Returns:
-        Whether every run equals its record bit for bit.
+        Whether there was a finished run and every one equals its record bit for bit.
     """
-    pick, same = random.Random(seed), True
+    pick, outcomes = random.Random(seed), []
     for protocol in chosen:
         done = [
             job
@@ -48,15 +48,18 @@ def check(lab: Lab, chosen: Sequence[Protocol], seed: int) -> bool:
         job = pick.choice(done)
         before, now = lab.record(job), run_cell(job.options, job.cell)
         assert before is not None
-        apart = max(
-            abs(a - b)
-            for old, new in zip(before.accuracy, now.accuracy, strict=True)
-            for a, b in zip(old or (), new or (), strict=True)
-        )
-        same &= apart == 0
-        said = "bit for bit" if apart == 0 else f"{100 * apart:.2f} points apart at most"
+        other = [name for name in _OUTCOME if getattr(before, name) != getattr(now, name)]
+        outcomes.append(not other)
+        said = f"another {', '.join(other)}" if other else "bit for bit"
+        if "accuracy" in other and len(before.accuracy) == len(now.accuracy):
+            said += f": accuracies {100 * _apart(before, now):.2f} points apart at most"
         print(f"{protocol.name}, {job.method}, seed {job.cell.seed}: {said}")
-    return same
+    return bool(outcomes) and all(outcomes)
+
+
+def _apart(before: Record, now: Record) -> float:
+    pairs = zip(before.accuracy, now.accuracy, strict=True)
+    return max(abs(a - b) for old, new in pairs for a, b in zip(old or (), new or (), strict=True))
 
 
 def carry_over(

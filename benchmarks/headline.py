@@ -39,7 +39,8 @@ COLUMNS = (
 LEGEND = (
     "ACC in percent on test images, mean ± half-width of the 95 % t-interval over seeds. *Best* is "
     "the highest of the tuned methods of its kind on these very images, so that chance favours it "
-    "over LDC, of which nothing was tuned. Beside LDC: = no significant difference, ↑ "
+    "over LDC, which has one setting for all (benchmarks/DEFAULTS.md tells how it was chosen). "
+    "Beside LDC: = no significant difference, ↑ "
     "significantly above LDC, ? too few seeds to test, no mark significantly below (paired t-test, "
     "p < 0.05, Holm-corrected over this table). *Gap closed*: (LDC − best EWC) / (Joint − best "
     "EWC); – where Joint is not significantly above EWC."

@@ -57,7 +57,14 @@ def _images(
     )
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
     inputs = math.prod(stream.input_shape)
-    # A mean and RANK directions of every class, as LDC has them after the last task.
-    gaussians = images.n_classes * (RANK + 1) * inputs * 4
+    # A mean and RANK directions of every group, an output of a task label, as LDC has them after
+    # the last task.
+    told = scenario == "split-task"
+    groups = {
+        (task if told else 0, output)
+        for task, outputs in enumerate(stream.classes_per_task)
+        for output in outputs
+    }
+    gaussians = len(groups) * (RANK + 1) * inputs * 4
     held = Landscape(network, optimizer).describe().total + gaussians
     return max(1, held // (4 * inputs + _LABEL))

@@ -38,7 +38,7 @@ from flatcl.tables import markdown_table
 
 TEMPLATES = Path(__file__).parent / "templates"
 MEANINGS: dict[Regime, str] = {
-    "default": "Every method at its own or its paper's settings; nothing was tuned for anyone.",
+    "default": "Every method at its own or its paper's settings; nothing was tuned for a stream.",
     "tuned": "Each method at the best of its grid on validation images, learning rate included.",
 }
 READING = (

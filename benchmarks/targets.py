@@ -121,7 +121,7 @@ def judge(
         In the order of the targets.
     """
     found = []
-    for target in map(Target._make, targets):
+    for target in targets:
         order: tuple[Regime, ...] = ("default", "tuned")
         if family(target.method) not in {"control", "bound"}:
             order = ("tuned", "default")
