@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from flatcl.core.options import OnBudget
+from flatcl.core.precision import full_precision
 from flatcl.core.schedule import PullSchedule
 
 _FASTEST = 2.0  # factor by which one check may raise the strength
@@ -32,12 +33,9 @@ class BudgetWatch:
         """
         if self.limit is None or not schedule.held:
             return
-        energy = float(
-            sum(
-                schedule.constraints[unit.name].energy(unit.gather(schedule.parameters).detach())
-                for unit in schedule.held
-            )
-        )
+        views = [(unit, unit.gather(schedule.parameters).detach()) for unit in schedule.held]
+        with full_precision(views[0][1].device):
+            energy = float(sum(schedule.constraints[unit.name].energy(v) for unit, v in views))
         if energy <= self.limit:
             return
         if self.on_budget == "stop":

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from flatcl.core.layers import named_buffers
 from flatcl.core.saved import State, entry, same_names, tensor_like
 
 _SEGMENTS = 4  # the window is known to within 1/_SEGMENTS of itself
@@ -164,8 +165,7 @@ class Centre:
 
 def _running_statistics(model: nn.Module) -> dict[str, Tensor]:
     return {
-        f"{prefix}.{name}" if prefix else name: buffer
-        for prefix, module in model.named_modules()
-        for name, buffer in module.named_buffers(recurse=False)
-        if name in ("running_mean", "running_var") and buffer.is_floating_point()
+        name: buffer
+        for name, buffer in named_buffers(model)
+        if name.rpartition(".")[2] in ("running_mean", "running_var") and buffer.is_floating_point()
     }

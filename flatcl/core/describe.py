@@ -39,7 +39,8 @@ class Description:
     """How every parameter of a model is held; prints as a table.
 
     Attributes:
-        holdings: one a parameter, in the model's order; last the inputs, once any are kept of.
+        holdings: one a parameter, in the model's order; then what else is held, of inputs for
+            instance.
     """
 
     holdings: tuple[Holding, ...]
@@ -71,6 +72,7 @@ def describe(
     constraints: Mapping[str, Constraint],
     options: LDCOptions,
     inputs: InputGaussians,
+    others: Sequence[Holding] = (),
 ) -> Description:
     """Return how every parameter of a model is held, frozen and shared ones too.
 
@@ -81,9 +83,10 @@ def describe(
             that it will have.
         options: of LDC; ``strength``, ``basis`` and ``rank`` count.
         inputs: Gaussians of the earlier tasks' inputs.
+        others: what else is held.
 
     Returns:
-        One line a parameter, and one for the inputs if there are any.
+        One line a parameter, one for the inputs if there are any, and the others.
     """
     first: dict[int, str] = {}
     entries = entry_by_entry(model)
@@ -115,7 +118,7 @@ def describe(
     if inputs.groups:
         held = f"{len(inputs.groups)} Gaussians of rank {RANK}"
         holdings.append(Holding("inputs", inputs.shape, held, inputs.bytes_held()))
-    return Description(tuple(holdings))
+    return Description((*holdings, *others))
 
 
 def _words(units: Sequence[Unit], views: Sequence[Tensor], options: LDCOptions, reason: str) -> str:

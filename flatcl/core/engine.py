@@ -67,8 +67,14 @@ class Landscape(Holdings):
             batches: inputs of what the weights can do, as for ``end_task``; always probed.
 
         Raises:
-            StateError: a task is running or has ended.
+            StateError: a task is running or has ended, or there is a network constraint, which is
+                measured on a training.
         """
+        if self.network is not None:
+            raise StateError(
+                "fit measures from data alone, and a network constraint on a training: begin with "
+                "begin_task, or without network="
+            )
         if self.task is not None or self.tasks_ended:
             raise StateError("fit comes before the first task: make a fresh Landscape for it")
         self._layout()
@@ -89,7 +95,10 @@ class Landscape(Holdings):
             StateError: a task is running, or a layer changed in a way that cannot be followed.
         """
         if self.task is not None:
-            raise StateError("a task is already running: call end_task before begin_task")
+            raise StateError(
+                "a task is already running: call end_task before begin_task, or abandon_task to "
+                "forget it"
+            )
         self._layout()
         rehearsal = None
         if self.options.use_pseudo_inputs and self.inputs.groups:
@@ -164,7 +173,8 @@ class Landscape(Holdings):
 
         Raises:
             StateError: no task is running, or the source lacks what it needs.
-            NonFiniteError: the weights are not finite; nothing is recorded of this task.
+            NonFiniteError: the weights are not finite; nothing is recorded of this task, and it
+                runs no more.
         """
         task = self.task
         if task is None:
@@ -175,6 +185,7 @@ class Landscape(Holdings):
         task.settle_()
         self.peers.adopt_(self.model.buffers())
         if not all(bool(torch.isfinite(p).all()) for p in self.parameters.values()):
+            self.abandon_task()
             raise NonFiniteError(
                 "the weights are not finite at the task's end: the training diverged; lower the "
                 "learning rate"
@@ -182,6 +193,13 @@ class Landscape(Holdings):
         if self.options.records or self.network is not None:
             self._record(task.measurement, task.travelled(), batches)
         self.tasks_ended += 1
+        self.task = None
+
+    def abandon_task(self) -> None:
+        """Forget the running task, as after an exception; the weights are left as they are.
+
+        Nothing is recorded of it. Without a running task nothing is done.
+        """
         self.task = None
 
     @contextmanager
@@ -270,4 +288,4 @@ class Landscape(Holdings):
                 found = Witnesses.drawn(self.model, end.forward, sample, number, seed)
             if found is not None:
                 self.peers.adopt_(found.tensors())
-            self.history.testify(found, number)
+            self.history.testify(found, number, self.tasks_ended)

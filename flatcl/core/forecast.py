@@ -152,15 +152,16 @@ class History:
         inputs = None if batches is None else few(batches, network.device)
         self.spent.append(self._cost(network, held, inputs, len(self.spent)))
 
-    def testify(self, found: Witnesses | None, number: int) -> None:
+    def testify(self, found: Witnesses | None, number: int, earlier: int) -> None:
         """Take up the witnesses of a task that ends now.
 
         Args:
             found: of the task, None if there are none.
             number: how many of each earlier task stay.
+            earlier: number of those tasks; they have none if they ended without.
         """
-        self.witnesses = [w and w.fewer(number) for w in self.witnesses]
-        self.witnesses.append(found)
+        without = [None] * (earlier - len(self.witnesses))
+        self.witnesses = [*without, *(w and w.fewer(number) for w in self.witnesses), found]
 
     def forecast(
         self,

@@ -104,6 +104,27 @@ def chunked(
     return chunks
 
 
+def joined(chunks: Sequence[Sequence[Tensor]], number: int) -> list[list[Tensor]]:
+    """Return chunks in a row joined, where they are of one shape but for the number of inputs.
+
+    Args:
+        chunks: each its tensors, inputs first along each.
+        number: chunks to join, at most.
+
+    Returns:
+        Larger chunks, in the order given.
+    """
+    groups: list[list[Sequence[Tensor]]] = []
+    for chunk in chunks:
+        last = groups[-1] if groups else []
+        alike = bool(last) and [p.shape[1:] for p in last[0]] == [p.shape[1:] for p in chunk]
+        if alike and len(last) < number:
+            last.append(chunk)
+        else:
+            groups.append([chunk])
+    return [[torch.cat(parts) for parts in zip(*group, strict=True)] for group in groups]
+
+
 @contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
     """Put every module in evaluation mode; each module's own mode comes back, whatever happens.
@@ -185,7 +206,7 @@ def probe_gradients(
         chunks: batches of inputs.
         forward: from a chunk to outputs [..., C].
         widths: standard deviation of each unit's perturbation, w; 0 for none.
-        scale: standard deviation of r.
+        scale: standard deviation of r where an input has one row, if ``draw`` heeds it.
         generator: of r and of the perturbations, on the CPU.
         draw: makes r of the outputs; its rows are independent and of zero mean.
 
@@ -205,8 +226,9 @@ def probe_gradients(
                 with torch.enable_grad():
                     outputs = outputs_of(forward, chunk)
                     inputs, rows = len(chunk[0]), outputs[..., 0].numel()
-                    each = scale * (inputs / rows) ** 0.5
-                    r = draw(outputs.detach(), each, generator)
+                    r = draw(outputs.detach(), scale, generator)
+                    if rows != inputs:
+                        r = r * (inputs / rows) ** 0.5
                     graph = ProbeGraph(outputs, r, units, parameters, taps)
                     if mixes is None:
                         mixes = len(outputs) == inputs and graph.mixes(inputs)

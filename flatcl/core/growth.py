@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from flatcl.core.constraint import Constraint
-from flatcl.core.gradients import Forward, chunked, evaluation_mode
+from flatcl.core.gradients import Forward, chunked, evaluation_mode, joined
 from flatcl.core.layers import Unit
 
 INPUTS = 256  # on which the growth is measured
@@ -122,14 +122,14 @@ def _change(after: Sequence[Tensor], before: Sequence[Tensor]) -> float:
 
 
 def few(batches: Iterable[Sequence[Tensor] | Tensor], device: torch.device) -> list[list[Tensor]]:
-    """Return the first ``INPUTS`` inputs as one batch.
+    """Return the first ``INPUTS`` inputs in as few batches as their shapes allow.
 
     Args:
         batches: each a tensor of inputs, or a sequence of tensors of equal length, inputs first.
         device: where they go.
 
     Returns:
-        A list of one batch.
+        One batch where all inputs are of one shape.
     """
     chunks = chunked(batches, inputs=INPUTS, size=INPUTS, device=device)
-    return [[torch.cat(parts) for parts in zip(*chunks, strict=True)]]
+    return joined(chunks, len(chunks))

@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 
 from flatcl.core.checkpoint import bytes_of
 from flatcl.core.constraint import Constraint
-from flatcl.core.describe import Description, describe
+from flatcl.core.describe import Description, Holding, describe
 from flatcl.core.distributed import Peers, unwrapped
 from flatcl.core.forecast import History
 from flatcl.core.gaussians import InputGaussians
@@ -84,20 +84,25 @@ class Holdings:
             Bytes of bases, stiffness, anchors, Gaussians of inputs and witnesses, without the model
             and its optimiser.
         """
-        held = [] if self.network is None else self.network.state_dict().values()
-        of_network = sum(t.numel() * t.element_size() for t in held if isinstance(t, Tensor))
-        of_inputs = self.inputs.bytes_held()
-        return bytes_of(self.constraints) + self.history.bytes_held() + of_inputs + of_network
+        apart = self.inputs.bytes_held() + self.history.bytes_held() + self._bytes_of_network()
+        return bytes_of(self.constraints) + apart
 
     def describe(self) -> Description:
         """Return how every parameter is held, or why it is not; ``print`` shows a table.
 
         Returns:
             One line a parameter, with the bytes held after a task; before one, those to come. Last
-            the inputs, once a task has ended.
+            the inputs, witnesses and a network constraint, once a task has ended.
         """
-        units = matrix_views(self.model)
-        return describe(self.model, units, self.constraints, self.options, self.inputs)
+        units, others = matrix_views(self.model), []
+        if witnesses := [w for w in self.history.witnesses if w is not None]:
+            number = sum(len(w.expected) for w in witnesses)
+            size = self.history.bytes_held()
+            others.append(Holding("witnesses", (number,), "for the forecast", size))
+        if (size := self._bytes_of_network()) > 0:
+            weights = sum(p.numel() for p in self.parameters.values())
+            others.append(Holding("all parameters", (weights,), "by a network constraint", size))
+        return describe(self.model, units, self.constraints, self.options, self.inputs, others)
 
     def state_dict(self) -> State:
         """Return all that is held, a running task's progress included, for ``torch.save``.
@@ -127,7 +132,9 @@ class Holdings:
                 changed then.
         """
         if self.task is not None:
-            raise StateError("a task is running: load a state between tasks")
+            raise StateError(
+                "a task is running: load a state between tasks, or call abandon_task to forget it"
+            )
         self._layout()
         take_up(self, state)
 
@@ -170,6 +177,10 @@ class Holdings:
             network=self.network,
             rehearsal=rehearsal,
         )
+
+    def _bytes_of_network(self) -> int:
+        held = [] if self.network is None else self.network.state_dict().values()
+        return sum(t.numel() * t.element_size() for t in held if isinstance(t, Tensor))
 
     def _of_inputs(self, batch: Sequence[Tensor]) -> Tensor:
         outputs: Tensor = self.model(batch[0])

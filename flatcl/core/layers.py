@@ -7,7 +7,7 @@ parameter keeps its own shape and is held entry by entry (a *diagonal* unit).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -139,6 +139,27 @@ def named_parameters(
     Yields:
         Name and parameter.
     """
+    plain = _plain_names(model)
+    for name, parameter in model.named_parameters(remove_duplicate=remove_duplicate):
+        yield plain(name), parameter
+
+
+def named_buffers(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Yield the model's buffers under the names that they have without a wrapper.
+
+    Args:
+        model: any module.
+
+    Yields:
+        Name and buffer, shared ones once.
+    """
+    plain = _plain_names(model)
+    for name, buffer in model.named_buffers():
+        yield plain(name), buffer
+
+
+def _plain_names(model: nn.Module) -> Callable[[str], str]:
+    """Return what takes a wrapper's words out of a name."""
     inserted = set()
     for path, module in model.named_modules(remove_duplicate=False):
         stem = f"{path}." if path else ""
@@ -146,13 +167,13 @@ def named_parameters(
             inserted.add(f"{stem}module")
         elif "_orig_mod" in module._modules:  # the mark of torch.compile, whose class is private
             inserted.add(f"{stem}_orig_mod")
-    for name, parameter in model.named_parameters(remove_duplicate=remove_duplicate):
-        if inserted:
-            words = name.split(".")
-            name = ".".join(
-                word for i, word in enumerate(words) if ".".join(words[: i + 1]) not in inserted
-            )
-        yield name, parameter
+
+    def plain(name: str) -> str:
+        words = name.split(".") if inserted else []
+        kept = [word for i, word in enumerate(words) if ".".join(words[: i + 1]) not in inserted]
+        return ".".join(kept) if inserted else name
+
+    return plain
 
 
 def trained_parameters(model: nn.Module) -> dict[str, Tensor]:

@@ -21,6 +21,7 @@ from flatcl.core.gradients import (
     Forward,
     chunked,
     evaluation_mode,
+    joined,
     outputs_of,
     probe_gradients,
 )
@@ -160,12 +161,6 @@ def _scale(end: TaskEnd, chunk: Sequence[Tensor]) -> float:
     return float(max(2, outputs.shape[-1]) ** -_UNIT)
 
 
-def _joined(chunks: Sequence[Sequence[Tensor]], number: int) -> list[list[Tensor]]:
-    """Return the chunks joined by ``number``, the last perhaps of fewer."""
-    groups = [chunks[i : i + number] for i in range(0, len(chunks), number)]
-    return [[torch.cat(parts) for parts in zip(*group, strict=True)] for group in groups]
-
-
 @dataclass
 class ProbeMeasurement:
     """Sources "probe" and "fisher": output directions at weights perturbed to finite width."""
@@ -225,8 +220,8 @@ class ProbeMeasurement:
         found = {u.name: side_moments(u, u.gather(end.parameters), end.options) for u in self.units}
         sides = {name: moments for name, moments in found.items() if moments is not None}
         # The bases need fewer perturbations than the variances: larger batches serve.
-        joined = _joined(chunks, _CHUNKS_A_BASIS_BATCH)
-        for gradients in stacked(gradients_of(joined, of_basis), rows=_ROWS):
+        larger = joined(chunks, _CHUNKS_A_BASIS_BATCH)
+        for gradients in stacked(gradients_of(larger, of_basis), rows=_ROWS):
             for unit, G in zip(self.units, gradients, strict=True):
                 if unit.name in sides:
                     sides[unit.name].add(G)

@@ -19,6 +19,8 @@ from flatcl.core.layers import Unit
 
 # sD of one unit: a number for an isotropic metric, else a tensor in the unit's view; w²/nats.
 Metric: TypeAlias = "float | Tensor"
+# The same of one parameter: for a rate of 1, and Σ η over the steps.
+Way: TypeAlias = "tuple[Metric, float]"
 _Group: TypeAlias = Mapping[str, object]
 
 # Entries that never had a gradient (dead inputs) have v = 0 and an unbounded D. Without a gradient
@@ -65,7 +67,7 @@ class StepMetric:
         parameters: Mapping[str, Tensor],
         travelled: list[float],
         moved: Container[str] | None = None,
-        shared: dict[str, Metric | None] | None = None,
+        shared: dict[str, Way | None] | None = None,
     ) -> Metric | None:
         """Return sD of a unit, or None if the optimiser has not stepped it.
 
@@ -80,38 +82,38 @@ class StepMetric:
         Returns:
             A number where one holds for the whole unit, else a tensor in the unit's view.
         """
-        parts: dict[str, Metric] = {}
+        parts: dict[str, Way] = {}
         for part in unit.parts:
             name = part.parameter
             if parameters[name].grad is None if moved is None else name not in moved:
                 return None
             if shared is None or part.rows is None:
-                metric = self._of(parameters[name], travelled)
+                way = self._of(parameters[name], travelled)
             else:
                 if name not in shared:
                     shared[name] = self._of(parameters[name], travelled)
-                metric = shared[name]
-            if metric is None:
+                way = shared[name]
+            if way is None:
                 return None
-            parts[name] = metric
-        values = list(parts.values())
-        if all(isinstance(v, float) and v == values[0] for v in values):
-            return values[0]
-        D = unit.gather(
-            {
-                name: v if isinstance(v, Tensor) else _wide(torch.full_like(parameters[name], v))
-                for name, v in parts.items()
-            }
-        )
-        return D if len(parts) == 1 else torch.minimum(D, 1.0 / (_JOINT_FLOOR * (1.0 / D).mean()))
+            parts[name] = way
+        steps = {total for _, total in parts.values()}
+        ways = [way for way, _ in parts.values()]
+        if len(steps) == 1 and all(isinstance(w, float) and w == ways[0] for w in ways):
+            return ways[0] * steps.pop()
+        D = unit.gather({n: _filled(parameters[n], way) for n, (way, _) in parts.items()})
+        if len(parts) > 1:  # before learning rates, which tell nothing of gradients
+            D = torch.minimum(D, 1.0 / (_JOINT_FLOOR * (1.0 / D).mean()))
+        if len(steps) == 1:
+            return D * steps.pop()
+        rates = {name: _filled(parameters[name], total) for name, (_, total) in parts.items()}
+        return D * unit.gather(rates)
 
-    def _of(self, parameter: Tensor, travelled: list[float]) -> Metric | None:
+    def _of(self, parameter: Tensor, travelled: list[float]) -> Way | None:
         found = self._group_of(parameter)
         if found is None:
             return None
-        group, total = found[0], travelled[found[1]]
-        direction = self._direction(group, self.optimizer.state.get(parameter, {}), parameter)
-        return None if direction is None else direction * total
+        direction = self._direction(found[0], self.optimizer.state.get(parameter, {}), parameter)
+        return None if direction is None else (direction, travelled[found[1]])
 
     def _group_of(self, parameter: Tensor) -> tuple[_Group, int] | None:
         for i, group in enumerate(self.optimizer.param_groups):
@@ -129,6 +131,10 @@ def _gain(group: _Group) -> float:
 
 def _scalar(group: _Group, state: Mapping[str, Tensor], parameter: Tensor) -> Metric | None:
     return 1.0
+
+
+def _filled(like: Tensor, value: Metric) -> Tensor:
+    return value if isinstance(value, Tensor) else _wide(torch.full_like(like, value))
 
 
 def _wide(tensor: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ STIFFNESSES = ("variance", "equal", "isotropic", "shuffled", "flipped")
 
 SHARING = 0.5  # measured: benchmarks/DEFAULTS.md
 _LARGEST = 1e20  # in the pull, a strength is multiplied by what may be large too, in float32
-_PSEUDO_INPUTS = 8  # 16 and 32 are no better: benchmarks/FRONT.md
+_PSEUDO_INPUTS = 8  # benchmarks/FRONT.md has 16 and 32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,6 +115,10 @@ class LDCOptions:
                 continue
             if not isinstance(n, int) or isinstance(n, bool) or n < 0:
                 raise OptionError(f"{name} is {n!r}; it must be a whole number, 0 or more")
+        if not isinstance(self.seed, int) or isinstance(self.seed, bool):
+            raise OptionError(f"seed is {self.seed!r}; it must be a whole number")
+        if self.centre is not None and not isinstance(self.centre, bool):
+            raise OptionError(f"centre is {self.centre!r}; it must be True, False or None")
         for name, known in (
             ("source", get_args(Source)),
             ("directions", get_args(Directions)),
@@ -179,9 +183,12 @@ class LDCOptions:
 
     @property
     def varied(self) -> bool:
-        """Whether a task's measurement is changed before it is merged."""
+        """Whether a task is measured in its own basis, and changed before it is merged."""
         plain = self.stiffness == "variance" or self.stiffness.startswith("power:")
-        return not (plain and self.power == 1.0 and self.directions != "random")
+        # Fisher directions of a probe's stiffness have traces in another unit: they cannot be
+        # weighed against the earlier tasks' before the stiffness is there.
+        own = {"fluctuation", "fisher"} if self.source == "fisher" else {"fluctuation"}
+        return not (plain and self.power == 1.0 and self.directions in own)
 
     @property
     def use_centre(self) -> bool:

@@ -162,7 +162,10 @@ def correction(
     """
     x = weight.to(constraint.anchor.dtype) - constraint.anchor
     if constraint.basis is None:
+        # Not in tiers: it is visited with the quickest, and owes no more than that one.
         r = strength * metric * constraint.stiffness
+        if shares[0] != 1.0:
+            r = shares[0] * r
         return x * (r / (1.0 + r))
     if len(shares) == TIERS:
         _prepare(state, constraint, metric, strength, rechoose=shares[0] > 0)

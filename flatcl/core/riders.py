@@ -34,7 +34,8 @@ class Ride:
 def riding(model: nn.Module, riders: Sequence[Tensor]) -> Iterator[Ride]:
     """Append riders to the first training pass of the network while the body runs.
 
-    A pass in evaluation mode, without gradients, or of arguments that do not fit is left as it is.
+    A pass in evaluation mode, without gradients, with arguments by keyword or with such as do not
+    fit is left as it is.
 
     Args:
         model: the network, called with inputs [B, …] alone or with task labels after them.
@@ -46,10 +47,14 @@ def riding(model: nn.Module, riders: Sequence[Tensor]) -> Iterator[Ride]:
     ride = Ride()
     aboard = 0
 
-    def enter(_: nn.Module, args: tuple[object, ...]) -> tuple[Tensor, ...] | None:
+    def enter(
+        _: nn.Module, args: tuple[object, ...], named: dict[str, object]
+    ) -> tuple[tuple[Tensor, ...], dict[str, object]] | None:
         nonlocal aboard
         wanted = [riders[0], riders[-1]][: len(args)]
-        if aboard or not (model.training and torch.is_grad_enabled() and len(args) in (1, 2)):
+        if aboard or named or not (model.training and torch.is_grad_enabled()):
+            return None
+        if len(args) not in (1, 2):
             return None
         tensors = [arg for arg in args if isinstance(arg, Tensor)]
         if len(tensors) < len(args) or len(wanted) < len(args) or len(args) > len(riders):
@@ -58,7 +63,7 @@ def riding(model: nn.Module, riders: Sequence[Tensor]) -> Iterator[Ride]:
             if own.dtype != other.dtype or own.shape[1:] != other.shape[1:]:
                 return None
         aboard = len(tensors[0])
-        return tuple(torch.cat(pair) for pair in zip(tensors, wanted, strict=True))
+        return tuple(torch.cat(pair) for pair in zip(tensors, wanted, strict=True)), {}
 
     def leave(_: nn.Module, __: tuple[object, ...], outputs: object) -> Tensor | None:
         if not aboard or ride.outputs is not None:
@@ -68,7 +73,8 @@ def riding(model: nn.Module, riders: Sequence[Tensor]) -> Iterator[Ride]:
         ride.outputs = outputs[aboard:]
         return outputs[:aboard]
 
-    hooks = model.register_forward_pre_hook(enter), model.register_forward_hook(leave)
+    before = model.register_forward_pre_hook(enter, with_kwargs=True)
+    hooks = before, model.register_forward_hook(leave)
     try:
         yield ride
     finally:

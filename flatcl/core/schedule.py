@@ -11,7 +11,7 @@ from torch import Tensor
 
 from flatcl.core.constraint import Constraint
 from flatcl.core.layers import Part, Unit
-from flatcl.core.metric import Metric, StepMetric
+from flatcl.core.metric import StepMetric, Way
 from flatcl.core.network import NetworkConstraint
 from flatcl.core.precision import full_precision, is_narrow, write_rounded_
 from flatcl.core.pull import TIERS, PullState, correction
@@ -44,7 +44,8 @@ class PullSchedule:
     ) -> None:
         self.held = [unit for unit in units if unit.name in constraints]
         self.parameters, self.constraints = parameters, constraints
-        self.metric, self.strength, self.network = metric, strength, network
+        self.metric, self.network = metric, network
+        self.strength, self.strengthened = strength, 1.0
         # Σ η since the task began, one number a parameter group; and what it was when each tier
         # was last visited.
         self.travelled = [0.0] * len(metric.optimizer.param_groups)
@@ -57,10 +58,20 @@ class PullSchedule:
         self.moved: set[str] | None = None
 
     def count(self) -> None:
-        """Count one step of the optimiser, at its present learning rates."""
+        """Count one step of the optimiser, at its present learning rates.
+
+        Raises:
+            StateError: the optimiser has another number of parameter groups than at the beginning.
+        """
         if self.moved is None:
             self.moved = self._with_gradient()
-        for i, rate in enumerate(self.metric.rates()):
+        rates = self.metric.rates()
+        if len(rates) != len(self.travelled):
+            raise StateError(
+                f"the optimiser has {len(rates)} parameter groups and had {len(self.travelled)} "
+                "when the task began: add parameters between tasks"
+            )
+        for i, rate in enumerate(rates):
             self.travelled[i] += rate
 
     def since(self, tier: int) -> list[float]:
@@ -99,7 +110,7 @@ class PullSchedule:
             return True
         self.moved = self._with_gradient() or self.moved
         shares = [sum(steps) / whole for steps in waited]
-        shared: dict[str, Metric | None] = {}
+        shared: dict[str, Way | None] = {}
         pulled = [self._pull_unit_(unit, travelled, shares, shared) for unit in self.held]
         if self.network is not None and any(waited[0]):
             self._pull_network_(self.network, waited[0])
@@ -116,7 +127,7 @@ class PullSchedule:
         unit: Unit,
         travelled: list[float],
         shares: list[float],
-        shared: dict[str, Metric | None],
+        shared: dict[str, Way | None],
     ) -> bool:
         """Pull one unit, in place.
 
@@ -134,7 +145,12 @@ class PullSchedule:
                 weight = weight + state.left
         with full_precision(weight.device):
             y = correction(
-                constraint, weight, metric, strength=self.strength, state=state, shares=shares
+                constraint,
+                weight,
+                metric,
+                strength=self.strength * self.strengthened,
+                state=state,
+                shares=shares,
             )
         if narrow:
             state.left = write_rounded_(unit, self.parameters, weight - y)
@@ -162,7 +178,7 @@ class PullSchedule:
         Args:
             factor: above 1.
         """
-        self.strength *= factor
+        self.strengthened *= factor
         self.pulls = 0
 
     def marks(self) -> Marks:
@@ -191,7 +207,7 @@ class PullSchedule:
             "travelled": [float(total) for total in self.travelled],
             "visited": [[float(total) for total in totals] for totals in self.visited],
             "pulls": self.pulls,
-            "strength": float(self.strength),
+            "strengthened": float(self.strengthened),
             "moved": sorted(self._with_gradient() or self.moved or ()),
             "units": {name: state.state_dict() for name, state in self.states.items()},
         }
@@ -219,7 +235,7 @@ class PullSchedule:
             name: PullState.from_state(saved, self.constraints[name], name)
             for name, saved in units.items()
         }
-        self.states, self.moved = states, set(entry(state, "moved", "task"))
+        self.states, self.moved = states, set(entry(state, "moved", "task")) or None
         self.travelled, *self.visited = [[float(t) for t in total] for total in totals]
         self.pulls = int(entry(state, "pulls", "task"))
-        self.strength = float(entry(state, "strength", "task"))
+        self.strengthened = float(entry(state, "strengthened", "task"))

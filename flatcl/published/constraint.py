@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from flatcl.core.gradients import Forward, chunked
+from flatcl.core.gradients import Forward, chunked, joined
 from flatcl.core.lowrank import LowRankConstraint, merge_low_rank
 from flatcl.core.measure import TaskEnd
 from flatcl.core.metric import Metric
@@ -124,17 +124,16 @@ class PublishedLDC:
         if self.options.strength == 0:
             return
         snapshots = self._tail.snapshots()
-        self._tail = TailSnapshots(self.options, None)
         if len(snapshots) < 2:
             raise StateError(
                 f"{len(snapshots)} snapshots of the weights were taken: train longer, or choose a "
                 "larger window"
             )
         found = principal_directions(torch.stack(snapshots), self.options.directions)
-        del snapshots
         surface = self._surface(end)
         F = flatness(surface, found.directions, tolerance=self.options.tolerance)
         self.measured = found, F
+        self._tail = TailSnapshots(self.options, None)  # here, where nothing can fail any more
         width = F.width
         kept = width.isfinite()
         weights = flattened(end.parameters)
@@ -197,7 +196,14 @@ class PublishedLDC:
             chunks = chunked(
                 end.batches, inputs=self.options.inputs, size=self.options.inputs, device=device
             )
-            parts = [torch.cat(pieces) for pieces in zip(*chunks, strict=True)]
+            alike = joined(chunks, len(chunks))
+            if len(alike) > 1:
+                shapes = [tuple(parts[0].shape[1:]) for parts in alike]
+                raise StateError(
+                    f"inputs have shapes {shapes}: LDC as published measures the loss on inputs "
+                    "of one shape; pad them alike"
+                )
+            parts = alike[0]
         if len(parts) < 2:
             raise StateError(
                 "LDC as published measures the loss at a task's end: call end_task(batches) with "

@@ -40,17 +40,18 @@ class PublishedOptions:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not math.isfinite(self.strength) or self.strength < 0:
+        number = (int, float)
+        if not isinstance(self.strength, number) or not 0 <= self.strength < math.inf:
             raise OptionError(f"strength is {self.strength!r}; it must be finite, 0 or more")
-        for name in ("directions", "cap"):
-            if getattr(self, name) < 1:
-                raise OptionError(f"{name} is {getattr(self, name)!r}; it must be 1 or more")
-        if self.snapshots < 2 or not 0 < self.window <= 1 or not 0 < self.tolerance < 1:
-            raise OptionError(
-                f"snapshots {self.snapshots}, window {self.window}, tolerance {self.tolerance}: "
-                "they must be 2 or more, above 0 up to 1, and between 0 and 1"
-            )
-        self.of_landscape()  # interval, inputs and seed are checked there
+        for name, least in (("directions", 1), ("cap", 1), ("inputs", 1), ("snapshots", 2)):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+                raise OptionError(f"{name} is {value!r}; give a whole number, {least} or more")
+        if not isinstance(self.window, number) or not 0 < self.window <= 1:
+            raise OptionError(f"window is {self.window!r}; it must be above 0, 1 at most")
+        if not isinstance(self.tolerance, number) or not 0 < self.tolerance < 1:
+            raise OptionError(f"tolerance is {self.tolerance!r}; it must be between 0 and 1")
+        self.of_landscape()  # interval and seed are checked there
 
     def of_landscape(self) -> LDCOptions:
         """Return the options of a landscape that holds nothing else.

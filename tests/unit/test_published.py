@@ -217,11 +217,23 @@ def test_it_says_what_it_needs() -> None:
     train(landscape, 0, end=False)
     with pytest.raises(StateError, match="inputs, targets"):
         landscape.end_task()
+    ragged = [(torch.zeros(8, n), torch.zeros(8, dtype=torch.long)) for n in (4, 5)]
+    with pytest.raises(StateError, match="pad them alike"):
+        landscape.end_task(ragged)
+    landscape.end_task([task(0)])  # nothing was lost
+    assert landscape.bytes_held() > 0
+    assert landscape.describe().total == landscape.bytes_held()
+    assert "network constraint" in str(landscape.describe())
     landscape, _ = published(network())
+    with pytest.raises(StateError, match="on a training"):
+        landscape.fit([task(0)])
     train(landscape, 0, end=False, steps=1)
     with pytest.raises(StateError, match="1 snapshots"):
         landscape.end_task([task(0)])
-    for bad in ({"strength": -1.0}, {"window": 0.0}, {"directions": 0}, {"interval": 0}):
+    for bad in (
+        {"strength": -1.0}, {"strength": "a"}, {"window": 0.0}, {"directions": 0},
+        {"directions": 2.5}, {"inputs": 0}, {"interval": 0}, {"snapshots": 1}, {"seed": "x"},
+    ):  # fmt: skip
         with pytest.raises(OptionError, match=next(iter(bad))):
             PublishedOptions(**bad)  # type: ignore[arg-type]
 

@@ -400,6 +400,9 @@ def test_bad_states_are_refused_and_changed_options_named():
         ("interval", 2.5),
         ("probe_inputs", 0),
         ("source", "hessian"),
+        ("seed", "x"),
+        ("seed", 1.5),
+        ("centre", "no"),
     ],
 )
 def test_bad_options_name_the_value(option, value):

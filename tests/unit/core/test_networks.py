@@ -193,9 +193,16 @@ def test_classes_in_dimension_one_are_said_by_forward() -> None:
 def test_a_state_saved_under_a_wrapper_loads_without_and_back(
     wrap: Callable[[nn.Module], nn.Module],
 ) -> None:
+    """Between tasks and in mid-task, running statistics and all."""
     kind = ZOO["mlp"]
     x, y = kind.inputs(64, 0), torch.arange(64) % CLASSES
-    plain, inner = kind.model(), kind.model()
+
+    def built() -> nn.Sequential:
+        layers = kind.model()
+        assert isinstance(layers, nn.Sequential)
+        return nn.Sequential(nn.BatchNorm1d(x.shape[1]), *layers)
+
+    plain, inner = built(), built()
     saved = []
     for model in (plain, wrap(inner)):
         opt = OPTIMIZERS["sgd"](model)
@@ -205,7 +212,16 @@ def test_a_state_saved_under_a_wrapper_loads_without_and_back(
     for a, b in (saved, saved[::-1]):
         state = b.state_dict()
         a.load_state_dict(state)
-        assert list(state["constraints"]) == ["0.weight", "2.weight"]
+        assert list(state["constraints"]) == ["1.weight", "3.weight", "0.weight", "0.bias"]
+    for a, b in (saved, saved[::-1]):
+        b.begin_task()
+        for _ in range(25):
+            F.cross_entropy(b.model(x), y).backward()
+            b.metric.optimizer.step()
+            b.step()
+        a.load_state_dict(b.state_dict())
+        a.abandon_task()
+        b.abandon_task()
     pairs = zip(plain.parameters(), inner.parameters(), strict=True)
     assert all(torch.equal(p, q) for p, q in pairs)
 

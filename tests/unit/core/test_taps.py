@@ -21,7 +21,7 @@ from flatcl.core.gradients import (
 )
 from flatcl.core.layers import matrix_views, trained_parameters
 from flatcl.core.moments import OuterProduct
-from flatcl.core.stiffness import output_directions
+from flatcl.core.stiffness import OutputDraw, label_directions, output_directions
 from flatcl.errors import DataError
 
 
@@ -215,18 +215,25 @@ def test_rows_that_the_network_mixes_are_not_taken_as_independent(
         assert (isinstance(body, OuterProduct) and body.independent) is independent
 
 
-def test_stiffness_is_a_mean_over_tokens_as_the_loss_is(generator: torch.Generator) -> None:
+@pytest.mark.parametrize("draw", [output_directions, label_directions])
+def test_stiffness_is_a_mean_over_tokens_as_the_loss_is(
+    draw: OutputDraw, generator: torch.Generator
+) -> None:
     """Five tokens an input, or five times as many inputs: the same curvature of the mean loss."""
     torch.manual_seed(0)
     model = nn.Linear(3, 2, dtype=torch.float64)
     x = torch.randn(4000, 5, 3, generator=generator, dtype=torch.float64)
     (unit,), parameters = matrix_views(model), trained_parameters(model)
-    expected = 0.5 * torch.cat([x, torch.ones(4000, 5, 1)], 2).square().mean((0, 1))
+    p = model(x).softmax(-1).detach()
+    # Covariance of r, on the diagonal: I − 11ᵀ/2, or diag p − ppᵀ.
+    weight = torch.tensor(0.5) if draw is output_directions else (p[..., :1] * p[..., 1:])
+    expected = (weight * torch.cat([x, torch.ones(4000, 5, 1)], 2).square()).mean((0, 1))
     for data, size in ((x, 4), (x.flatten(0, 1), 20)):
         second = torch.zeros(2, 4, dtype=torch.float64)
         for (g,) in probe_gradients(
             model, [unit], parameters, chunked([data], inputs=20_000, size=size, device=x.device),
             forward=lambda batch: model(batch[0]), widths=[0.0], scale=1.0, generator=generator,
+            draw=draw,
         ):  # fmt: skip
             second += (g.dense() if isinstance(g, OuterProduct) else g).square()
         torch.testing.assert_close((second / len(data)).mean(0), expected, rtol=0.15, atol=0.0)
