@@ -4,7 +4,8 @@
 drifts slows all methods alike. Steps: plain loops of Naive and of LDC in its second task take turns
 by blocks of steps. Whole tasks: Avalanche's strategies train on the same tasks in turn. Who goes
 first changes, ratios are taken within a turn, and their medians are shown. Writes
-``benchmarks/results/overhead.json`` and ``benchmarks/OVERHEAD.md``.
+``benchmarks/results/overhead.json`` and ``benchmarks/OVERHEAD.md``; ``--render`` makes the second
+from the first.
 """
 
 from __future__ import annotations
@@ -295,12 +296,14 @@ def main() -> None:
     only = parser.add_mutually_exclusive_group()
     only.add_argument("--steps-only", action="store_true", help="measure no whole tasks")
     only.add_argument("--tasks-only", action="store_true", help="measure no single steps")
+    only.add_argument("--render", action="store_true", help="only render, measure nothing")
     chosen = parser.parse_args()
     torch.set_num_threads(chosen.threads)
     raw: dict[str, Any] = {}
     if RESULTS.exists():
         raw = json.loads(RESULTS.read_text(encoding="utf-8"))["settings"]
-    for network in [list(NETWORKS)[i] for i in chosen.networks]:
+    measured = [] if chosen.render else chosen.networks
+    for network in [list(NETWORKS)[i] for i in measured]:
         for optimizer in OPTIMIZERS:
             name = f"{network}, {optimizer}"
             setting = raw.get(name, {}) | {"threads": chosen.threads, "versions": dict(versions())}
