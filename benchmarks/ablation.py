@@ -2,7 +2,8 @@
 
 ``python -m benchmarks.ablation`` makes the runs that are missing under
 ``benchmarks/results/ablation`` and renders ``benchmarks/ABLATION.md`` from them; ``--variants`` and
-``--streams`` make only those named, ``--seeds`` only so many, ``--render`` none.
+``--streams`` make only those named, ``--seeds`` only so many, ``--render`` none. A run counts as
+made only by the very code that is installed; the page takes runs by any code, that one's first.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 ``python -m benchmarks.front`` makes the runs that are missing (two repeats, never reported, of five
 streams with SGD, judged on validation images) under ``benchmarks/results/front`` and renders
 ``benchmarks/FRONT.md`` from them; ``--render`` only renders. A run counts as made only by the very
-code that is installed, with ``--keep`` by earlier code too.
+code that is installed, with ``--keep`` by earlier code too; the page takes runs by any code.
 """
 
 from __future__ import annotations
