@@ -1,4 +1,4 @@
-"""What kind of method each is: its place in tables, and what it is told or keeps."""
+"""What kind of method each is: its place in tables, and what it is given or keeps."""
 
 from __future__ import annotations
 
@@ -7,37 +7,29 @@ from collections.abc import Iterable
 from typing import Literal
 
 Family = Literal[
-    "control", "ewc", "regulariser", "projection", "told", "given", "rehearsal", "ldc", "bound",
-    "other",
+    "control", "ewc", "regulariser", "projection", "given", "rehearsal", "ldc", "bound", "other",
 ]  # fmt: skip
 ORDER: tuple[Family, ...] = (
-    "control", "ewc", "regulariser", "projection", "told", "given", "rehearsal", "other", "ldc",
-    "bound",
+    "control", "ewc", "regulariser", "projection", "given", "rehearsal", "other", "ldc", "bound",
 )  # fmt: skip
 
 _OF: dict[Family, tuple[str, ...]] = {
-    "control": ("naive", "naive-tuned", "stable-sgd"),
-    "regulariser": (
-        "l2", "si", "mas", "lwf", "rwalk", "kfac", "kfac-laplace", "laplace-kfac", "ncl", "vcl",
-    ),
-    "projection": ("owm", "gpm", "ogd", "dco", "adam-nscl"),
-    "told": ("trgp", "cuber"),
-    "rehearsal": (
-        "replay", "er", "gem", "agem", "a-gem", "der", "derpp", "der++", "gdumb", "icarl",
-    ),
-    "bound": ("joint", "cumulative"),
-}  # fmt: skip
+    "control": ("naive", "naive-tuned"),
+    "regulariser": ("l2", "si", "mas", "lwf", "rwalk", "kfac-laplace", "ncl"),
+    "projection": ("owm", "gpm", "ogd", "dco"),
+    "rehearsal": ("er", "agem"),
+    "bound": ("joint",),
+}
 _FAMILY: dict[str, Family] = {name: family for family, names in _OF.items() for name in names}
 
 WITHOUT_DATA: tuple[Family, ...] = ("regulariser", "projection")
-"""Rivals other than EWC that keep no samples and are not told the task: the "best other"."""
+"""Rivals other than EWC that keep no samples: the "best other"."""
 STOCK = "-stock"
 """Ends the name of a method as Avalanche ships it, beside the repaired one."""
 GIVEN = "+r"
 """Ends the name of a method that is given the pseudo-rehearsal that LDC has by default."""
 _SIZE = re.compile(r"-\d+$")  # of a buffer, in images
 _USES: dict[Family, str] = {
-    "told": "is told the task at test time",
     "given": "is given the pseudo-rehearsal that LDC has by default",
     "rehearsal": "keeps samples of earlier tasks",
     "bound": "trains on the samples of all tasks at once: a bound, not a rival",

@@ -25,7 +25,6 @@ _COLOURS: dict[Family, tuple[str, ...]] = {
     "ewc": ("#D55E00", "#E69F00"),
     "regulariser": ("#CC79A7", "#56B4E9", "#7B4EA3"),
     "projection": ("#009E73", "#6A8F00"),
-    "told": ("#009E73",),
     "given": ("#7B4EA3", "#56B4E9"),
     "rehearsal": ("#8C6D1F",),
     "other": ("#8a8a8a",),

@@ -85,7 +85,7 @@ _TOP: dict[Kind, float] = {
 }  # fmt: skip
 _SHARE = {
     "naive": 0.5, "l2": 0.6, "ewc": 0.75, "ewc-online": 0.77, "si": 0.7, "mas": 0.72, "lwf": 0.65,
-    "gpm": 0.9, "replay": 0.88, "ldc": 0.97, "joint": 1.0,
+    "gpm": 0.9, "er": 0.88, "ldc": 0.97, "joint": 1.0,
 }  # fmt: skip
 _OWN = {"l2": "decay", "ewc": "ewc_lambda", "ewc-online": "ewc_lambda", "si": "si_lambda",
         "mas": "lambda_reg", "lwf": "alpha", "gpm": "threshold"}  # fmt: skip
@@ -104,9 +104,7 @@ def lab(
         top, tasks = _TOP[about.kind], 10 if "10" in name else 5
         for regime in ("default", "tuned"):
             for method, share in _SHARE.items():
-                lower = (
-                    0.2 if about.kind == "class" and method not in {"ldc", "joint", "replay"} else 0
-                )
+                lower = 0.2 if about.kind == "class" and method not in {"ldc", "joint", "er"} else 0
                 level = max(0.2, top * (share - lower) - (0.03 if regime == "default" else 0))
                 own = {_OWN[method]: 100.0} if method in _OWN else {}
                 for seed in range(seeds):
@@ -126,7 +124,7 @@ def lab(
                             held=(_HELD.get(method, 400_000) // 2, _HELD.get(method, 400_000)),
                         )
                     )
-                if regime == "tuned" and method not in {"replay", "joint"}:
+                if regime == "tuned" and method not in {"er", "joint"}:
                     searches.append(_search(name, method, level, draw))
     return outcomes, searches, chosen
 

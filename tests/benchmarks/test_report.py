@@ -133,7 +133,7 @@ def test_footnotes_tell_what_a_row_rests_on(made):
 
     assert "1 of 2 runs diverged" in of("ewc")
     assert "edge of the grid (lr)" in of("si")
-    assert "Keeps samples" in of("replay")
+    assert "Keeps samples" in of("er")
     assert "a bound, not a rival" in of("joint")
     default = markdown[markdown.index("domain-incremental, default") :]
     assert "Not the published 55.16" in default.split("\n### ")[0]  # naive: at the given rate
