@@ -290,7 +290,6 @@ def _outcome(
         record.cell.seed,
         "done" if record.status == "done" else "diverged",
         record.accuracy,
-        list(record.loss or []),  # type: ignore[arg-type]  # the lab's heads never grow
         {"training": sum(record.seconds) - ends, "task_end": ends},
         held,
     )

@@ -23,7 +23,6 @@ class Outcome:
         status: "done" or "diverged"; of a diverged run the matrices end where it did.
         accuracy: R[i][j] on task j's test images after task i, 0 … 1; None for rows not measured
             (all but the last for joint training).
-        loss: mean cross-entropy in the same form, nats.
         seconds: by phase: "training" with all that a method does in its steps, "task_end" what it
             does once a task.
         bytes_held: kept between tasks, after the first task and after the last.
@@ -36,7 +35,6 @@ class Outcome:
     seed: int
     status: Literal["done", "diverged"]
     accuracy: list[list[float] | None]
-    loss: list[list[float] | None]
     seconds: dict[str, float]
     bytes_held: tuple[int, int] | None
 

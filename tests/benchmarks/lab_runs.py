@@ -46,7 +46,6 @@ def run(
         seed,
         status,
         rows,
-        [None if row is None else [1 - x for x in row] for row in rows],
         {"training": 0.8 * seconds, "task_end": 0.2 * seconds},
         None if status == "diverged" else held,
     )
