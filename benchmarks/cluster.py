@@ -1,4 +1,4 @@
-"""Where runs are made: processes of this machine, or a cluster that joblib knows how to use."""
+"""Where runs are made: processes of this machine, or a cluster of Dask's."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from joblib import parallel_config
 
-BACKENDS = ("loky", "dask", "ray")
+BACKENDS = ("loky", "dask")
 
 
 @dataclass(frozen=True)
@@ -16,7 +16,7 @@ class Cluster:
     """Processes that runs are handed to.
 
     Attributes:
-        backend: "loky" for processes of this machine, "dask" or "ray".
+        backend: "loky" for processes of this machine, or "dask".
         jobs: runs at the same time.
         address: of a cluster that is running; None begins one of ``jobs`` workers here.
     """
@@ -26,31 +26,17 @@ class Cluster:
     address: str | None = None
 
     @contextmanager
-    def used(self) -> Iterator[str]:
-        """Make joblib use it while the body runs.
-
-        Yields:
-            How joblib hands results back: one by one where the backend can.
-        """
+    def used(self) -> Iterator[None]:
+        """Make joblib use it while the body runs."""
         if self.backend == "loky":
-            yield "generator_unordered"
-        elif self.backend == "dask":
-            from distributed import Client, LocalCluster
+            yield
+            return
+        from distributed import Client, LocalCluster
 
-            if self.address is None:
-                own = LocalCluster(
-                    n_workers=self.jobs, threads_per_worker=1, dashboard_address=None
-                )
-                with own, Client(own), parallel_config(backend="dask"):
-                    yield "generator_unordered"
-            else:
-                with Client(self.address), parallel_config(backend="dask"):
-                    yield "generator_unordered"
-        else:
-            import ray
-            from ray.util.joblib import register_ray
-
-            ray.init(self.address, num_cpus=None if self.address else self.jobs)
-            register_ray()
-            with parallel_config(backend="ray"):
-                yield "list"  # its backend knows no generator
+        if self.address is not None:
+            with Client(self.address), parallel_config(backend="dask"):
+                yield
+            return
+        own = LocalCluster(n_workers=self.jobs, threads_per_worker=1, dashboard_address=None)
+        with own, Client(own), parallel_config(backend="dask"):
+            yield

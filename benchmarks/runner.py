@@ -74,9 +74,12 @@ def make(jobs: Sequence[Job], where: Cluster) -> None:
 
 @contextmanager
 def _workers(where: Cluster) -> Iterator[Parallel]:
-    with where.used() as return_as:
+    with where.used():
         yield Parallel(
-            n_jobs=where.jobs, batch_size=1, pre_dispatch=where.jobs, return_as=return_as
+            n_jobs=where.jobs,
+            batch_size=1,
+            pre_dispatch=where.jobs,
+            return_as="generator_unordered",
         )
 
 
