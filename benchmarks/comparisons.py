@@ -109,7 +109,6 @@ def sensitivity() -> dict[str, dict[str, Any]]:
         "permuted-mnist-5-strength-third": {"strength": round(default / 3, 4)},
         "permuted-mnist-5-strength-triple": {"strength": 3 * default},
         "permuted-mnist-5-interval-5": {"interval": 5},
-        "permuted-mnist-5-interval-20": {"interval": 20},
         "permuted-mnist-5-sgd-source": {"source": "sgd"},
         "permuted-mnist-5-no-centre": {"centre": False},
         "permuted-mnist-5-strength-1e6": {"strength": 1e6, "seeds": 1},
