@@ -37,13 +37,41 @@ def of_part(known: Iterable[Protocol], part: str | None) -> list[Protocol]:
 
     Args:
         known: all protocols.
-        part: "short", with every method and ten seeds; "long", with the core methods and five; or
-            None for all.
+        part: "short", with ten seeds; "long", with the core methods alone and five; or None for
+            all.
 
     Returns:
         In the order given.
     """
     return [p for p in known if part is None or (p.methods == "core") == (part == "long")]
+
+
+# What each of these has use for, beside protocols and --part.
+_HEEDED = {
+    "list": {"methods", "regimes", "seeds"},
+    "check": set(),
+    "carry_over": {"methods", "jobs", "backend", "cluster"},
+    "render": set(),
+}
+
+
+def _refuse_idle(parser: argparse.ArgumentParser, chosen: argparse.Namespace) -> None:
+    """Refuse what was given beside an option that has no use for it.
+
+    Args:
+        parser: knows what is there if nothing is given.
+        chosen: what was given.
+    """
+    asked = next((mode for mode in _HEEDED if getattr(chosen, mode)), None)
+    if asked is None:
+        return
+    heeded = _HEEDED[asked] | set(_HEEDED)
+    if asked != "render":  # which takes in all protocols
+        heeded |= {"protocols", "part"}
+    for name, value in vars(chosen).items():
+        if name not in heeded and value != parser.get_default(name):
+            label = "PROTOCOL" if name == "protocols" else f"--{name}"
+            parser.error(f"--{asked.replace('_', '-')} has no use for {label}: leave it out")
 
 
 def main() -> None:
@@ -56,11 +84,14 @@ def main() -> None:
 def _main() -> int:
     known = protocols()
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("protocols", nargs="*", metavar="PROTOCOL", help=", ".join(known))
+    parser.add_argument(
+        "protocols", nargs="*", metavar="PROTOCOL", default=[], help=", ".join(known)
+    )
     parser.add_argument(
         "--part",
         choices=("short", "long"),
-        help="where no protocol is named: those with every method and ten seeds, or the others",
+        help="where no protocol is named: the short ones, ten seeds, or the long ones, core "
+        "methods, five",
     )
     parser.add_argument(
         "--methods", type=names, default=(), help="comma-separated; all if left out"
@@ -71,15 +102,17 @@ def _main() -> int:
     parser.add_argument("--backend", choices=BACKENDS, default="loky", help="of joblib")
     parser.add_argument("--cluster", help="address of a running one; its own is begun if left out")
     parser.add_argument("--hours", type=float, default=1000.0, help="begin no run after so long")
-    parser.add_argument("--list", action="store_true", help="say how many runs are missing")
-    parser.add_argument("--check", action="store_true", help="make one run of each again")
-    parser.add_argument(
+    instead = parser.add_mutually_exclusive_group()
+    instead.add_argument("--list", action="store_true", help="say how many runs are missing")
+    instead.add_argument("--check", action="store_true", help="make one run of each again")
+    instead.add_argument(
         "--carry-over",
         action="store_true",
         help="count the runs of earlier code where one, made again, comes out the same",
     )
-    parser.add_argument("--render", action="store_true", help="only render")
+    instead.add_argument("--render", action="store_true", help="only render")
     chosen = parser.parse_args()
+    _refuse_idle(parser, chosen)
     strange = [name for name in chosen.protocols if name not in known]
     strange += [name for name in chosen.methods if name not in lab_methods()]
     strange += [name for name in chosen.regimes if name not in REGIMES]
