@@ -1,8 +1,8 @@
 """The search of one method on one protocol: learning rate times the method's own number.
 
-Every method starts from as many cells: three rates and five values. While the best cell lies on
-an edge of the grid, that axis grows by its own ratio and the new cells are run, ``MAX_EXTENSIONS``
-times an axis at most. A method without a number starts from five rates.
+A method with a number starts from fifteen cells, three rates times five values; one without starts
+from five rates. While the best cell lies on an edge of the grid, that axis grows by its own ratio
+and the new cells are run, ``MAX_EXTENSIONS`` times an axis at most.
 """
 
 from __future__ import annotations

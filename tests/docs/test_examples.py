@@ -1,4 +1,4 @@
-"""Every example runs as it is, in less than a minute, and ends with a table or a picture."""
+"""Every example runs as it is and ends with a table or a picture."""
 
 from __future__ import annotations
 
