@@ -21,7 +21,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 from benchmarks import compatibility, scale
-from benchmarks.scale_report import slope
+from benchmarks.scale_report import FIRST, LAST, slope, time_ratio
 from flatcl.io import write_bytes, write_json
 from flatcl.versions import commit
 
@@ -65,9 +65,12 @@ def _thousand() -> str:
         return "not measured"
     grown = rows[-1]["resident"] - rows[99]["resident"]
     held = {row["held"] for row in rows[99:]}
+    naive = _scale("stream-naive") or rows
+    first, last = (time_ratio(rows, naive, part) for part in (FIRST, LAST))
     return (
         f"{len(rows)} experiences: {grown:+.1f} MB from the 100th to the last, "
-        f"{'as many' if len(held) == 1 else 'other'} bytes held after each"
+        f"{'as many' if len(held) == 1 else 'other'} bytes held after each, {first:.2f} times "
+        f"Naive's time in the first 200 and {last:.2f} in the last"
     )
 
 
@@ -118,7 +121,8 @@ PROMISES = (
         ("hostile/test_odd_tensors.py",),
     ),
     Promise(
-        "Memory and time of a task do not grow with the number of tasks.",
+        "Memory and time of a task hardly grow with the number of tasks: in memory three numbers a "
+        "task, in time less than a fifth over a thousand tasks, beside Naive's.",
         ("docs/test_measured.py", "unit/core/test_engine.py"),
         lambda: f"{_thousand()}; {_soaked()}",
     ),

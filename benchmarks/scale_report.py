@@ -16,6 +16,8 @@ from flatcl.tables import markdown_table
 Rows = Sequence[Mapping[str, float]]
 _COLOURS = {"naive": "#8a8a8a", "ldc": "#0072B2"}
 _BLOCK = 100
+FIRST, LAST = slice(0, 200), slice(-200, None)
+"""The experiences whose times are held against each other."""
 _HEAD = """# Scale
 
 `python -m benchmarks.scale stream large soak` measures, `--render` makes this page from
@@ -59,6 +61,21 @@ def slope(rows: Rows, first: float) -> float:
         [row["minutes"] / 60 for row in kept], [row["resident"] for row in kept]
     )
     return fit.slope
+
+
+def time_ratio(ldc: Rows, naive: Rows, part: slice) -> float:
+    """Return how many times Naive's time LDC takes.
+
+    Args:
+        ldc: of the stream.
+        naive: of the same stream.
+        part: experiences.
+
+    Returns:
+        Ratio of the medians.
+    """
+    own, plain = (statistics.median(row["seconds"] for row in one[part]) for one in (ldc, naive))
+    return own / plain
 
 
 def render(found: Mapping[str, Rows], folder: Path) -> None:

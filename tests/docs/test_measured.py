@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from benchmarks import compatibility, scale
-from benchmarks.scale_report import slope
+from benchmarks.scale_report import FIRST, LAST, slope, time_ratio
 
 pytestmark = pytest.mark.slow  # of results that take hours to make again
 
@@ -39,6 +39,11 @@ def test_a_thousand_experiences_cost_no_memory() -> None:
     assert len({row["held"] for row in ldc[100:]}) == 1
     assert ldc[-1]["resident"] - ldc[99]["resident"] < 10  # MB
     assert (ldc[-1]["saved"] - ldc[99]["saved"]) / 900 < 100  # bytes an experience: its history
+
+
+def test_a_thousand_experiences_hardly_cost_more_time() -> None:
+    ldc, naive = rows("stream-ldc"), rows("stream-naive")
+    assert time_ratio(ldc, naive, LAST) < 1.2 * time_ratio(ldc, naive, FIRST)
 
 
 def test_a_hundred_million_weights_stay_below_twenty_gigabytes() -> None:
