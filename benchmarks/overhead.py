@@ -4,8 +4,8 @@
 drifts slows all methods alike. Steps: plain loops of Naive and of LDC in its second task take turns
 by blocks of steps. Whole tasks: Avalanche's strategies train on the same tasks in turn. Who goes
 first changes, ratios are taken within a turn, and their medians are shown. Writes
-``benchmarks/results/overhead.json`` and ``benchmarks/OVERHEAD.md``; ``--render`` makes the second
-from the first.
+``benchmarks/results/overhead.json``, ``benchmarks/OVERHEAD.md`` and the README's paragraph;
+``--render`` makes these from the first.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import argparse
 import json
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from benchmarks.markers import insert
 from benchmarks.residual import resnet18_body
 from flatcl.avalanche import LDC
 from flatcl.core.engine import Landscape
@@ -40,6 +41,7 @@ from avalanche.training.plugins import EvaluationPlugin  # isort: skip
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "overhead.json"
+README = HERE.parent / "README.md"
 
 
 @dataclass(frozen=True)
@@ -281,6 +283,38 @@ def ratios(rows: list[dict[str, float]]) -> dict[str, float]:
     }
 
 
+def in_words(raw: dict[str, Any]) -> str:
+    """Return the README's paragraph.
+
+    Args:
+        raw: the settings measured, by name.
+
+    Returns:
+        Markdown.
+    """
+
+    def between(values: Iterable[float], digits: int = 2) -> str:
+        found = sorted(values)
+        return f"{found[0]:.{digits}f}–{found[-1]:.{digits}f}"
+
+    settings = list(raw.values())
+    figures = {
+        name: between(one[name] for one in settings) for name in ("step_and_pull", "constraint")
+    }
+    ends = between((_REFERENCE_STEPS * one["end_of_1875_steps"] for one in settings), 0)
+    beside = [
+        f"{between(raw[f'{network}, {optimizer}']['ldc_over_ewc'] for optimizer in OPTIMIZERS)} "
+        f"({network}, tasks of {raw[f'{network}, SGD']['tasks'][0]['steps']} steps)"
+        for network in NETWORKS
+    ]
+    return (
+        f"A step takes {figures['step_and_pull']} times Naive's, {figures['constraint']} without "
+        f"the rehearsal; a task's end as long as {ends} of Naive's steps. From the third task on, "
+        f"a task takes, ends included, this many times EWC's: {'; '.join(beside)}. How it was "
+        "measured: [benchmarks/OVERHEAD.md](benchmarks/OVERHEAD.md)."
+    )
+
+
 def main() -> None:
     """Measure every setting, write the raw times and the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -334,6 +368,8 @@ def main() -> None:
     text = (HERE / "OVERHEAD.head.md").read_text(encoding="utf-8")
     table_text = markdown_table(header, table)
     write_bytes(HERE / "OVERHEAD.md", f"{text}\n{table_text}\n".encode())
+    if len(raw) == len(NETWORKS) * len(OPTIMIZERS):
+        insert(README, "cost", in_words(raw))
 
 
 if __name__ == "__main__":
