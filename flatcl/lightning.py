@@ -5,54 +5,93 @@ from __future__ import annotations
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
 from torch.optim import Optimizer
 
-from flatcl.core.engine import Landscape
+from flatcl.callback import TaskCallback
 from flatcl.core.gradients import Forward
 from flatcl.core.options import LDCOptions
 
 
-class LDCCallback(Callback):
+class LDCCallback(TaskCallback, Callback):
     """Makes each ``trainer.fit`` a task, and holds what the fits before it learned.
 
     Give the same callback to the trainer of every task. Automatic optimisation with one optimiser;
-    the rehearsal's gradient is added just before the optimiser's step, in a pass of its own.
+    the rehearsal's gradient is added just before the optimiser's step, in a pass of its own, and
+    clipped together with the task's. Validation sees pulled weights; ``on_budget="stop"`` sets
+    ``trainer.should_stop``.
+
+    The trainer's checkpoints hold it all. They have the weights that training goes on from, not
+    the pulled ones: ``trainer.fit(…, ckpt_path=…)`` goes on within the task, bit for bit where the
+    loader does, and validation or test by ``ckpt_path`` leaves what is held alone. Between tasks,
+    in another process: ``model.load_state_dict(saved["state_dict"])`` and
+    ``callback.load_state_dict(saved["callbacks"][callback.state_key])`` of what
+    ``trainer.save_checkpoint`` saved after the fit.
+
+    A fit that an exception ended is no task: nothing is recorded of it, and the next one begins
+    afresh at the weights that it finds.
 
     Args:
         options: see ``LDCOptions``; None for the defaults.
         forward: from a batch of the training loader to outputs; None for ``module(batch[0])``.
+
+    Raises:
+        OptionError: the source is "sgd", which needs to be told each step's batch size.
     """
 
-    landscape: Landscape
-
     def __init__(self, options: LDCOptions | None = None, forward: Forward | None = None) -> None:
-        self.options, self.forward = options, forward
+        super().__init__(options, forward)
         self._seen = 0
 
+    def on_load_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Keep what is held where a checkpoint is loaded for its weights, to validate or test."""
+        if trainer.state.fn != TrainerFn.FITTING:
+            checkpoint["callbacks"].pop(self.state_key, None)
+        elif self.state_key not in checkpoint["callbacks"]:
+            self._refuse_nothing(f"it has no {self.state_key!r} among its callbacks")
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin the task."""
+        """Begin the task, or go on with the checkpoint's."""
         (optimizer,) = trainer.optimizers
-        if not hasattr(self, "landscape"):
-            kind: dict[str, Any] = {"options": self.options, "forward": self.forward}
-            self.landscape = Landscape(pl_module, optimizer, **kind)
-        self.landscape.attach(pl_module, optimizer)
-        self.landscape.begin_task()
+        self._begin(pl_module, optimizer, resumes=trainer.ckpt_path is not None)
         self._seen = trainer.global_step
 
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
     ) -> None:
         """Add the gradient of the rehearsal."""
-        loss = self.landscape.rehearsal()
-        if loss.requires_grad:
-            loss.backward()  # type: ignore[no-untyped-call]
+        self._rehearse()
 
     def on_train_batch_end(self, trainer: Trainer, *args: object, **kwargs: object) -> None:
         """Pull, if the optimiser made a step: not within an accumulated batch."""
         if trainer.global_step > self._seen:
             self._seen = trainer.global_step
-            self.landscape.step()
+            if self._step():
+                trainer.should_stop = True
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Show pulled weights to a validation in mid-task."""
+        if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
+            self._show_pulled()
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Put the training's weights back, bit for bit."""
+        self._show_own()
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        """Put the training's weights back; the task stays for a checkpoint of what was reached."""
+        self._show_own()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """End the task."""
         self.landscape.end_task(trainer.train_dataloader)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """End the task of a checkpoint that had no step left to make, so that none was begun."""
+        if self._saved is not None and trainer.ckpt_path is not None:
+            self.on_train_start(trainer, pl_module)
+            self.on_train_end(trainer, pl_module)

@@ -21,6 +21,7 @@ LAYERS = (
     ("core",),
     ("fluctuations",),
     ("duality",),
+    ("callback", "keywords"),
     ("lightning", "transformers"),
     ("published",),
     ("host",),
