@@ -204,8 +204,10 @@ def _finish(
 
         write_jsonl(folder / "results.jsonl", rows)
         write_json(folder / "summary.json", summary)
-        if rows:
-            write_bytes(folder / "compare.png", png(plot_comparison(rows, options.headline())))
+        whole = [r for records in reported.values() for r in records if r.status == "done"]
+        drawn = [row for record in whole for row in _rows(record)]
+        if drawn:  # of the runs that the table averages
+            write_bytes(folder / "compare.png", png(plot_comparison(drawn, options.headline())))
     return Comparison(options, rows, summary, broken)
 
 
