@@ -117,6 +117,8 @@ class CompareOptions(Options):
             self._whole(name, 1, most=_MOST_TOLD)
         for name in ("train_size", "val_size", "interval", "jobs", "first_tasks"):
             self._whole(name, 1, optional=True)
+        if self.first_tasks is not None and self.first_tasks > self.tasks:
+            self._refuse("first_tasks", f"there are {self.tasks} tasks, give as many at most")
         self._seed()
         self._whole("pseudo_inputs", 0, optional=True)
         self._whole("pad", 0)

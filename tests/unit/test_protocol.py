@@ -35,6 +35,7 @@ from flatcl.records import TUNING_SEED
         ("momentum", 1.0, "momentum is 1.0: give a number below 1"),
         ("centre", 0, "centre is 0: give true or false"),
         ("device", "", "device is '': give a name"),
+        ("first_tasks", 6, "first-tasks is 6: there are 5 tasks, give as many at most"),
     ],
 )
 def test_a_value_that_cannot_be_used_is_refused(name: str, value: Any, message: str) -> None:
