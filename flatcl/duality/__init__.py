@@ -14,7 +14,7 @@ from flatcl.duality.dual import DualMoves, dual_moves
 from flatcl.duality.gap import Gap, Matched, generalization_gap
 from flatcl.duality.layer import DualLayer
 from flatcl.duality.pairs import Pairs, nearest_pairs, random_pairs
-from flatcl.fluctuations.surface import cross_entropy
+from flatcl.fluctuations.loss import cross_entropy
 
 __all__ = [
     "Decomposition",

@@ -14,11 +14,11 @@ from flatcl.duality.dual import DualMoves, dual_moves
 from flatcl.duality.layer import DualLayer, check_pairs
 from flatcl.duality.pairs import Pairs, nearest_pairs, random_pairs
 from flatcl.errors import DataError, OptionError
-from flatcl.fluctuations.surface import Loss, cross_entropy
+from flatcl.fluctuations.loss import Loss, cross_entropy
 from flatcl.tables import markdown_table
 
 Space = Literal["inputs", "activity"]
-_FLAT = 1e-6  # of the largest curvature: eigenvectors below are arbitrary, and are pooled
+_FLAT = 1e-6  # of the largest curvature: eigenvectors up to it are arbitrary, and are pooled
 
 
 @dataclass(frozen=True)
@@ -56,11 +56,13 @@ class Gap:
     Attributes:
         train_loss: ⟨ℓ⟩ over the training samples, nats.
         test_loss: ⟨ℓ⟩ over the test samples, nats.
-        curvature: h [n] of the directions, falling, nats/w²; their order in every decomposition.
+        curvature: h [n] of the directions, nats/w², in their order, which is that of every
+            decomposition: falling, or that of the basis that was given.
         basis: directions [P, n].
         matched: by pairing: "nearest", "second" and "random".
-        flat: directions whose curvature is below 1e-6 of the largest, the last ones: their
-            vectors are arbitrary, so only sums over them mean something.
+        flat: directions whose curvature is not above 1e-6 of the largest. Of the Hessian's own
+            eigenvectors these are the last ones and arbitrary, so only sums over them mean
+            something.
     """
 
     train_loss: float
@@ -180,7 +182,7 @@ def generalization_gap(
         curvature,
         basis,
         matched,
-        int((curvature < _FLAT * curvature.max()).sum()),
+        int((curvature <= _FLAT * curvature.max()).sum()),
     )
 
 
@@ -229,7 +231,7 @@ def _along(view: DualLayer, x: Tensor, y: Tensor, basis: Tensor) -> Tensor:
         raise OptionError(
             f"directions have {len(basis)} entries, layer {view.name!r} has {view.size} weights"
         )
-    return ((view.hessian(x, y) @ basis) * basis).sum(0)
+    return view.curvature(x, y, basis)
 
 
 def _mean(values: Tensor) -> float:

@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from flatcl.core.gradients import evaluation_mode
 from flatcl.errors import DataError, NonFiniteError, OptionError
-from flatcl.fluctuations.surface import Loss, cross_entropy
+from flatcl.fluctuations.loss import Loss, ask_one_a_sample, cross_entropy
 
 _LARGEST = 4096  # weights of a block whose Hessian is held densely: 134 MB in float64
 
@@ -95,14 +95,14 @@ class DualLayer:
             shift: added to the layer's output [N, L, out]; nothing if None.
 
         Returns:
-            [N], nats. A DataError is raised where inputs and targets differ in number.
+            [N], nats. A DataError is raised where inputs, targets and shifts differ in number.
         """
         check_pairs(inputs, targets)
-        shifts = [None] * len(inputs) if shift is None else torch.split(shift, self.batch)
-        parts = zip(
-            torch.split(inputs, self.batch), torch.split(targets, self.batch), shifts, strict=False
-        )
+        _check_shift(inputs, shift)
+        xs, ys = torch.split(inputs, self.batch), torch.split(targets, self.batch)
+        shifts = [None] * len(xs) if shift is None else torch.split(shift, self.batch)
         with torch.no_grad():
+            parts = zip(xs, ys, shifts, strict=True)
             return torch.cat([self._losses(x, y, s) for x, y, s in parts])
 
     def along(self, inputs: Tensor, targets: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
@@ -116,9 +116,10 @@ class DualLayer:
             shift: of the layer's output [N, L, out].
 
         Returns:
-            Both [N], nats.
+            Both [N], nats. A DataError is raised where inputs, targets and shifts differ in number.
         """
         check_pairs(inputs, targets)
+        _check_shift(inputs, shift)
         first, second = [], []
         parts = (torch.split(t, self.batch) for t in (inputs, targets, shift))
         for x, y, s in zip(*parts, strict=True):
@@ -154,7 +155,7 @@ class DualLayer:
         if self.size > _LARGEST:
             raise OptionError(
                 f"layer {self.name!r} has {self.size} weights, a dense Hessian at most {_LARGEST}: "
-                "look at a smaller layer, or give your own directions"
+                "look at a smaller layer, or at your own directions (generalization_gap's basis)"
             )
         out, width = self.weight.shape
         total = self.weight.new_zeros(out, width, out, width)
@@ -173,17 +174,30 @@ class DualLayer:
         block = total.view(self.size, self.size) / len(inputs)
         return (block + block.mT) / 2
 
+    def curvature(self, inputs: Tensor, targets: Tensor, directions: Tensor) -> Tensor:
+        """Return dᵀ H d of the mean loss along directions of the layer's weights, for any size.
+
+        Args:
+            inputs: of the network [N, …].
+            targets: what ``loss`` takes [N, …].
+            directions: [P, n], weights in the order of ``weight.flatten()``.
+
+        Returns:
+            [n], nats/w².
+        """
+        if self.size <= _LARGEST:
+            return ((self.hessian(inputs, targets) @ directions) * directions).sum(0)
+        a = self.activity(inputs)
+        moves = directions.T.reshape(-1, *self.weight.shape)
+        return torch.stack([self.along(inputs, targets, a @ d.mT)[1].mean() for d in moves])
+
     def _losses(self, x: Tensor, y: Tensor, shift: Tensor | None) -> Tensor:
         def shifted(a: Tensor, z: Tensor) -> Tensor | None:
             return None if shift is None else z + self._like_output(shift, z)
 
         with self._tapped(shifted):
             losses = self.loss(self._outputs(x), self._cast(y))
-        if losses.shape != (len(x),):
-            raise DataError(
-                f"the loss has shape {tuple(losses.shape)} for {len(x)} samples; it must give one "
-                "number a sample, as reduction='none' does"
-            )
+        ask_one_a_sample(losses, len(x))
         if not losses.isfinite().all():
             raise NonFiniteError("a sample's loss is NaN or infinite: lower the learning rate")
         return losses
@@ -259,6 +273,11 @@ def _supported(model: nn.Module, name: str) -> nn.Linear | nn.Conv2d:
     if not layer.weight.requires_grad:
         raise OptionError(f"layer {name!r} is frozen: its weights do not move, take another one")
     return layer
+
+
+def _check_shift(inputs: Tensor, shift: Tensor | None) -> None:
+    if shift is not None and len(shift) != len(inputs):
+        raise DataError(f"{len(shift)} shifts for {len(inputs)} inputs: give as many")
 
 
 def check_pairs(inputs: Tensor, targets: Tensor) -> None:

@@ -25,6 +25,7 @@ from flatcl.fluctuations.correlation import (
 )
 from flatcl.fluctuations.drift import alignment, linear_drift, without_drift
 from flatcl.fluctuations.flatness import Flatness, curvature, flatness, profile
+from flatcl.fluctuations.loss import cross_entropy
 from flatcl.fluctuations.noise import (
     effective_temperature,
     frozen_walk,
@@ -49,7 +50,7 @@ from flatcl.fluctuations.spectrum import (
     variance_share,
 )
 from flatcl.fluctuations.study import Study
-from flatcl.fluctuations.surface import LossSurface, cross_entropy
+from flatcl.fluctuations.surface import LossSurface
 from flatcl.fluctuations.watch import SketchRecorder
 
 __all__ = [

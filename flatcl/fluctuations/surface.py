@@ -12,26 +12,13 @@ from torch.func import functional_call, grad, jvp, vmap
 
 from flatcl.core.gradients import evaluation_mode
 from flatcl.errors import DataError, OptionError
+from flatcl.fluctuations.loss import Loss, ask_one_a_sample, cross_entropy
 from flatcl.fluctuations.watch import Selection, selected
+
+__all__ = ["Loss", "LossSurface", "cross_entropy"]
 
 _ENTRIES = 2**24  # of the rows that are evaluated together, at most
 _ROWS = 64
-
-Loss = Callable[[Tensor, Tensor], Tensor]
-"""Maps outputs [n, ...] and targets [n, ...] to one loss a sample, [n], nats."""
-
-
-def cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Return each sample's cross-entropy.
-
-    Args:
-        outputs: logits [n, C].
-        targets: classes [n].
-
-    Returns:
-        [n], nats.
-    """
-    return nn.functional.cross_entropy(outputs, targets, reduction="none")
 
 
 class LossSurface:
@@ -272,11 +259,7 @@ class LossSurface:
             for (name, shape), part in zip(self.shapes.items(), parts, strict=True)
         }
         losses = self.loss(functional_call(self.model, {**self._fixed, **block}, (x,)), y)
-        if losses.shape != (len(x),):
-            raise DataError(
-                f"the loss has shape {tuple(losses.shape)} for {len(x)} samples; it must give one "
-                "number a sample, as reduction='none' does"
-            )
+        ask_one_a_sample(losses, len(x))
         return losses
 
     def _points(self, points: Tensor) -> Tensor:

@@ -73,6 +73,40 @@ def test_directions_are_ordered_by_curvature_and_complete(trained) -> None:
     )
 
 
+def test_curvature_along_given_directions_needs_no_dense_hessian(
+    trained: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A layer too large for its Hessian, as the message says, still has directions of one's own."""
+    model, train, test = trained
+    turned = torch.linalg.qr(torch.randn(66, 66).double()).Q[:, :7]
+    dense = generalization_gap(model, "3", train, test, basis=turned)
+    monkeypatch.setattr("flatcl.duality.layer._LARGEST", 65)
+    with pytest.raises(OptionError, match="or at your own directions"):
+        generalization_gap(model, "3", train, test)
+    found = generalization_gap(model, "3", train, test, basis=turned)
+    torch.testing.assert_close(found.curvature, dense.curvature, rtol=1e-10, atol=1e-14)
+    assert not (found.curvature.diff() <= 0).all()  # in the order given
+
+
+def test_a_loss_without_curvature_has_flat_directions_alone(trained: Any) -> None:
+    model, train, test = trained
+    found = generalization_gap(model, "5", train, test, loss=lambda z, y: z[:, 0])
+    assert not found.curvature.any()
+    assert found.flat == len(found.curvature) == 3 * 7
+
+
+def test_shifts_are_as_many_as_inputs(trained: Any) -> None:
+    model, (x, y), _ = trained
+    layer = DualLayer(model, "3", batch=20)
+    shift = torch.zeros(60, 1, 6).double()
+    assert len(layer.losses(x, y, shift)) == 60
+    for short in (shift[:40], shift[:59], shift[:1]):
+        with pytest.raises(DataError, match=f"{len(short)} shifts for 60 inputs"):
+            layer.losses(x, y, short)
+        with pytest.raises(DataError, match=f"{len(short)} shifts for 60 inputs"):
+            layer.along(x, y, short)
+
+
 def test_scaling_a_layer_up_and_the_next_down_changes_no_product() -> None:
     """ReLU without biases: Δw grows with W, g falls with it; the gap and all products stay."""
     torch.manual_seed(1)
@@ -98,13 +132,18 @@ def test_scaling_a_layer_up_and_the_next_down_changes_no_product() -> None:
 def test_the_model_is_left_as_it_was(trained) -> None:
     model, train, test = trained
     before = {name: value.clone() for name, value in model.state_dict().items()}
+    slopes = [torch.full_like(p, float(i)) for i, p in enumerate(model.parameters())]
+    for p, slope in zip(model.parameters(), slopes, strict=True):
+        p.grad = slope.clone()
     model.train()
     model[2].eval()
     generalization_gap(model, "3", train, test)
     assert [m.training for m in model] == [True, True, False, True, True, True]
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
     assert not model[3]._forward_hooks
-    assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
+    for p, slope in zip(model.parameters(), slopes, strict=True):
+        assert p.grad is not None
+        assert torch.equal(p.grad, slope)
 
 
 def test_partners_may_be_near_in_the_layer_s_own_activities(trained) -> None:

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from flatcl.errors import DataError, OptionError
-from flatcl.fluctuations.surface import LossSurface, cross_entropy
+from flatcl.fluctuations.loss import cross_entropy
+from flatcl.fluctuations.surface import LossSurface
 
 CLASSES = 3
 
