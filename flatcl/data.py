@@ -20,7 +20,7 @@ from torch import Tensor
 
 from flatcl.errors import DataError
 from flatcl.seeds import derive_seed
-from flatcl.stamps import Stamp, stamp_of
+from flatcl.stamps import Stamp, file_of, stamp_of
 
 Array = npt.NDArray[np.generic]
 
@@ -73,19 +73,15 @@ def load_images(source: str) -> Images:
     """
     if source == "digits":
         return _digits()
+    file = file_of(source)
     if source in _TORCHVISION:
-        for folder in os.environ.get("FLATCL_DATA", "").split(os.pathsep):
-            path = Path(folder) / f"{source}.npz"
-            if folder and path.is_file():
-                return _from_arrays(source, _read_npz(path))
-        return _from_arrays(source, _download(source))
-    path = Path(source)
-    if not path.is_file():
-        if path.suffix == ".npz":
+        return _from_arrays(source, _download(source) if file is None else _read_npz(file))
+    if file is None:
+        if Path(source).suffix == ".npz":
             raise DataError(f"no file {source!r}: give the path of an existing .npz file")
         known = ", ".join(["digits", *_TORCHVISION])
         raise DataError(f"unknown data set {source!r}: use {known}, or the path of an .npz file")
-    return _from_arrays(str(path), _read_npz(path))
+    return _from_arrays(str(file), _read_npz(file))
 
 
 def kept_images(source: str) -> Images:

@@ -13,7 +13,7 @@ from flatcl.protocol import OF_LDC, CompareOptions
 from flatcl.record_content import Cell, Record, record_of
 from flatcl.rivals import RIVALS
 from flatcl.seeds import derive_seed
-from flatcl.stamps import content_of
+from flatcl.stamps import NAMES, content_of
 from flatcl.versions import code_of, commit, versions
 
 __all__ = [
@@ -43,6 +43,9 @@ _RUN_CODE = (
 
 def identity(options: CompareOptions, cell: Cell) -> dict[str, object]:
     """Return everything that determines a run: options that matter to it, code, versions.
+
+    A data set that has a name counts by it alone, unlike one of a path: who changes a file of
+    ``FLATCL_DATA`` has to compare in another folder.
 
     Args:
         options: of the comparison.
@@ -74,7 +77,7 @@ def identity(options: CompareOptions, cell: Cell) -> dict[str, object]:
         "schema": _SCHEMA,
         "cell": asdict(cell),
         "config": json.loads(json.dumps(config)),  # tuples as a reader sees them
-        "data": content_of(options.data) or options.data,
+        "data": options.data if options.data in NAMES else content_of(options.data) or options.data,
         "code": code_of(code, RIVALS[cell.method].code if cell.method in RIVALS else ()),
         "versions": versions(),
     }

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from flatcl.data import load_images, stratified_split
+from flatcl.data import kept_images, load_images, stratified_split
 from flatcl.errors import DataError
+from flatcl.stamps import content_of
 
 
 def arrays(**changes: object) -> dict[str, np.ndarray]:
@@ -124,6 +125,29 @@ def test_a_named_set_is_found_in_any_folder_of_the_variable(
     images = load_images("mnist")
     assert images.name == "mnist"
     assert len(images.x_train) == 6
+
+
+def test_a_named_set_whose_file_changes_is_read_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+    path = tmp_path / "a" / "mnist.npz"
+    monkeypatch.setenv("FLATCL_DATA", str(tmp_path / "a"))
+    found, contents = [], []
+    for number in (1, 2):
+        np.savez(path, **arrays() | {"x_test": arrays()["x_test"] + number})  # type: ignore[arg-type]
+        found.append(kept_images("mnist"))
+        contents.append(content_of("mnist"))
+        assert kept_images("mnist") is found[-1]
+    assert torch.equal(found[1].x_test, found[0].x_test + 1)
+    path.rename(tmp_path / "b" / "mnist.npz")
+    np.savez(path, **arrays())  # type: ignore[arg-type]
+    monkeypatch.setenv("FLATCL_DATA", f"{tmp_path / 'b'}{os.pathsep}{tmp_path / 'a'}")
+    assert content_of("mnist") == contents[1] != contents[0]
+    assert content_of("digits") is None  # scikit-learn's own
+    monkeypatch.setenv("FLATCL_DATA", "")
+    assert content_of("mnist") is None  # torchvision's, which is checked as it comes
 
 
 def test_a_named_set_is_downloaded_where_the_variable_has_none(
