@@ -10,7 +10,8 @@ from torch import Tensor
 
 from flatcl.analysis_options import AnalyzeOptions
 from flatcl.fluctuations.along import Part
-from flatcl.fluctuations.powerfit import power_fit
+from flatcl.fluctuations.panel import curved
+from flatcl.fluctuations.powerfit import PowerFit, power_fit
 from flatcl.fluctuations.relation import VarianceFlatness
 from flatcl.fluctuations.spectrum import participation_ratio, power_law, variance_share
 from flatcl.fluctuations.study import Study
@@ -73,7 +74,7 @@ def facts_of(
         Name → number; lengths in w, times in steps, losses in nats.
     """
     pca = study.principal()
-    noise = power_fit(pca["curvature"], study.noise(), seed=options.seed)
+    noise = _noise_law(pca["curvature"], study.noise(), options.seed)
     facts: Facts = {
         "psi_first_rank": options.spacing + 1,
         "psi_last_rank": options.spacing * len(pca["width"]) + 1,
@@ -85,7 +86,7 @@ def facts_of(
             cos_drift=float(pca["cos_drift"][0]),
         ),
         "noise_curvature_exponent_pca": None if noise is None else noise.exponent,
-        "stationarity": float(pca["stationarity"].median()),
+        "stationarity": float(pca["stationarity"].nanmedian()),
         "fluctuation_dissipation": float(run["fluctuation_dissipation"]),
         "n_snapshots": len(study.snapshots),
         "epoch_steps": epoch_steps,
@@ -104,13 +105,19 @@ def facts_of(
     }
     if options.panel:
         part = study.hessian()
-        fit = power_fit(part["curvature"], part["noise"], seed=options.seed)
+        fit = _noise_law(part["curvature"], part["noise"], options.seed)
         facts["noise_curvature_exponent"] = None if fit is None else fit.exponent
         facts["noise_curvature_low"] = None if fit is None else fit.low
         facts["noise_curvature_high"] = None if fit is None else fit.high
+        facts["noise_curvature_flat"] = int((~curved(part["curvature"])).sum())
         facts["hessian_top"] = float(part["eigenvalues"][0])
         facts["hessian_negative"] = float(part["eigenvalues"].clamp_max(0).abs().max())
     return facts
+
+
+def _noise_law(curvatures: Tensor, noise: Tensor, seed: int) -> PowerFit | None:
+    steep = curved(curvatures)  # of a dead unit's weights both are rounding
+    return power_fit(curvatures[steep], noise[steep], seed=seed)
 
 
 def summary_of(relation: VarianceFlatness, options: AnalyzeOptions) -> dict[str, Any]:

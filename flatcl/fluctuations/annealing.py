@@ -14,7 +14,7 @@ from torch import Tensor
 
 from flatcl.fluctuations.bases import hessian_directions
 from flatcl.fluctuations.flatness import flatness
-from flatcl.fluctuations.noise import effective_temperature, gradient_noise
+from flatcl.fluctuations.noise import Sampling, effective_temperature, gradient_noise
 from flatcl.fluctuations.surface import LossSurface
 
 
@@ -36,7 +36,13 @@ class Stage:
 
 
 def annealing(
-    surfaces: Sequence[LossSurface], *, k: int, lr: float, batch_size: int, seed: int = 0
+    surfaces: Sequence[LossSurface],
+    *,
+    k: int,
+    lr: float,
+    batch_size: int,
+    sampling: Sampling = "shuffle",
+    seed: int = 0,
 ) -> list[Stage]:
     """Return temperature and flatness at several moments of one training.
 
@@ -48,6 +54,7 @@ def annealing(
         k: directions.
         lr: η.
         batch_size: B.
+        sampling: of the samples of a batch.
         seed: of Lanczos' first vector.
 
     Returns:
@@ -57,7 +64,7 @@ def annealing(
     for surface in surfaces:
         generator = torch.Generator().manual_seed(seed)
         found = hessian_directions(surface, k, generator=generator)
-        noise = gradient_noise(surface, found.vectors, batch_size=batch_size)
+        noise = gradient_noise(surface, found.vectors, batch_size=batch_size, sampling=sampling)
         valley = flatness(surface, found.vectors)
         temperature = effective_temperature(noise, lr=lr)
         stages.append(Stage(valley.loss, found.values, temperature, valley.width))

@@ -10,6 +10,22 @@ from torch import Tensor
 from flatcl.errors import OptionError
 from flatcl.fluctuations.powerfit import PowerFit, power_fit
 
+FLAT = 1e-9
+"""Of the largest |h|: curvatures up to it are rounding, as those of a dead unit's weights are."""
+
+
+def curved(curvatures: Tensor) -> Tensor:
+    """Return where the curvature is more than rounding, of either sign.
+
+    Args:
+        curvatures: h [k], nats/w².
+
+    Returns:
+        [k] bool.
+    """
+    size = curvatures.abs().nan_to_num()
+    return size > FLAT * size.max() if len(size) else size > 0
+
 
 @dataclass(frozen=True)
 class Row:
@@ -21,6 +37,7 @@ class Row:
         curvature: fit of σ² against h.
         censored: directions with a side where the loss did not reach its target.
         directions: looked at, before any was left out.
+        flat: directions without a curvature beyond rounding, left out of the fit against h.
     """
 
     name: str
@@ -28,6 +45,7 @@ class Row:
     curvature: PowerFit | None
     censored: int
     directions: int
+    flat: int = 0
 
     @property
     def psi(self) -> float | None:
@@ -86,10 +104,12 @@ def relation(
     if name not in SETTINGS:
         raise OptionError(f"setting is {name!r}; there are {', '.join(SETTINGS)}")
     keep = torch.ones(len(variances), dtype=torch.bool) if keep is None else keep
+    steep = keep & curved(curvatures)
     return Row(
         name,
         power_fit(widths[keep], variances[keep], seed=seed),
-        power_fit(curvatures[keep], variances[keep], seed=seed),
+        power_fit(curvatures[steep], variances[steep], seed=seed),
         int(widths[keep].isnan().sum()),
         int(keep.sum()),
+        int(keep.sum()) - int(steep.sum()),
     )

@@ -82,6 +82,7 @@ class VarianceFlatness:
                 f"The window is not stationary: σ²(T)/σ²(T/2) is {ratio:.2f} in the median (1 if "
                 "stationary, 2 for a walk)."
             )
+        said.append(_flat(self.rows.get("hessian")))
         return " ".join(sentence for sentence in said if sentence)
 
     def save(self, path: str | os.PathLike[str]) -> Path:
@@ -127,7 +128,7 @@ class VarianceFlatness:
             rows = [
                 Row(
                     r["name"], _fit(r["flatness"]), _fit(r["curvature"]), r["censored"],
-                    r["directions"],
+                    r["directions"], r.get("flat", 0),
                 )
                 for r in content["rows"]
             ]  # fmt: skip
@@ -215,6 +216,15 @@ def _stationary(row: Row | None) -> str:
     if high < 0:
         return f"{text}: the sign of equilibrium."
     return f"{text}: none beyond its error."
+
+
+def _flat(row: Row | None) -> str:
+    if row is None or not row.flat:
+        return ""
+    return (
+        f"{row.flat} of {row.directions} Hessian directions have no curvature beyond rounding, as "
+        "those of dead units, and are left out of fits against it."
+    )
 
 
 def _control(langevin: Row | None, blended: Row | None) -> str:

@@ -16,7 +16,7 @@ from flatcl.errors import DataError, OptionError, StateError
 from flatcl.fluctuations.along import Part, along, displacements
 from flatcl.fluctuations.bases import hessian_directions, random_directions
 from flatcl.fluctuations.drift import alignment, linear_drift, without_drift
-from flatcl.fluctuations.noise import frozen_walk, gradient_noise, langevin
+from flatcl.fluctuations.noise import Sampling, frozen_walk, gradient_noise, langevin
 from flatcl.fluctuations.panel import Row, relation
 from flatcl.fluctuations.pca import PrincipalDirections, principal_directions
 from flatcl.fluctuations.spectrum import cosine_overlap
@@ -28,6 +28,7 @@ Keep = Callable[[str, Callable[[], Part]], Part]
 _MEMORY = 20.0  # a direction relaxes within the window if its τ is below T/20: bias ≤ 10 %
 _LEADING = 50  # Hessian directions that are all looked at; the others by their spacing
 _WANDER = 1e-5  # of |w|: how far the Langevin control walks in flat directions
+_MOST_SEED = 10**15  # the controls' own seeds are a thousand times as large
 _LANGEVIN_LR = 0.3  # times 1/h of its sharpest direction
 
 
@@ -50,6 +51,7 @@ class Study:
         directions: how many principal directions are measured.
         spacing: of their ranks; the first rank is left out.
         langevin_samples: data of the Langevin control, whose every step is a full gradient.
+        sampling: of the window's minibatches, for the noise.
         seed: of the controls.
         keep: where parts are kept.
     """
@@ -63,6 +65,7 @@ class Study:
     directions: int = 100
     spacing: int = 10
     langevin_samples: int = 1000
+    sampling: Sampling = "shuffle"
     seed: int = 0
     keep: Keep = field(default=_anew)
 
@@ -77,6 +80,8 @@ class Study:
                 f"lr {self.lr:g}, directions {self.directions}, spacing {self.spacing}: all must "
                 "be above 0"
             )
+        if not 0 <= self.seed <= _MOST_SEED:
+            raise OptionError(f"seed is {self.seed}: give a whole number from 0 to {_MOST_SEED}")
         if not self.ranks:
             raise DataError(
                 f"{len(self.snapshots)} snapshots of {self.surface.size} weights have no direction "
@@ -238,18 +243,15 @@ class Study:
         rows = [self._row("pca", pca)]
         if not panel:
             return rows
-        window = len(self.snapshots)
         rows += [
             self._row("pca_predicted", pca, self._fast(pca)),
-            self._row("pca_measured", pca, pca["tau"] < window / _MEMORY),
+            self._row("pca_measured", pca, pca["tau"] < len(self.snapshots) / _MEMORY),
             self._row("pca_split", self.split()),
             self._row("pca_detrended", self.detrended()),
         ]
         hessian = self.hessian()
-        rows += [
-            self._row("hessian", hessian),
-            self._row("hessian_predicted", hessian, self._fast(hessian)),
-        ]
+        rows.append(self._row("hessian", hessian))
+        rows.append(self._row("hessian_predicted", hessian, self._fast(hessian)))
         if self.twin is not None:
             eigen = self.twin_hessian()
             rows += [
@@ -259,11 +261,8 @@ class Study:
             ]
         rows += [self._row("walk", self.walk()), self._row("random_basis", self.random_basis())]
         in_hessian, in_principal = self.langevin()
-        return [
-            *rows,
-            self._row("langevin", in_hessian),
-            self._row("langevin_pca", in_principal),
-        ]
+        rows += [self._row("langevin", in_hessian), self._row("langevin_pca", in_principal)]
+        return rows
 
     def _twin(self) -> tuple[Tensor, LossSurface]:
         if self.twin is None:
@@ -285,11 +284,16 @@ class Study:
 
     def _chosen(self, found: PrincipalDirections, snapshots: Tensor, surface: LossSurface) -> Part:
         chosen = [i for i in self.ranks if i < len(found.variances)]
+        if not chosen:
+            raise DataError(
+                f"the weights vary along {len(found.variances)} directions, none of rank "
+                f"{self.spacing} beside the drift: lower spacing, or widen the layers"
+            )
         part = along(snapshots, found.directions[chosen].double(), surface)
         return part | {"variances": found.variances[chosen]}
 
     def _noise(self, rows: Tensor) -> Tensor:
-        return gradient_noise(self.whole, rows, batch_size=self.batch_size)
+        return gradient_noise(self.whole, rows, batch_size=self.batch_size, sampling=self.sampling)
 
     def _generator(self, number: int) -> torch.Generator:
         return torch.Generator().manual_seed(1000 * self.seed + number)

@@ -315,6 +315,35 @@ def test_a_result_comes_back_from_its_file(tmp_path):
     assert VarianceFlatness.load(path) == measured
 
 
+def test_curvatures_of_rounding_have_no_say_in_the_fit_against_curvature():
+    """As those of a dead unit's weights: h and σ² of 1e-30 would be thirty decades of both."""
+    F, variance = planted(2.0, np.random.default_rng(0))
+    live = relation("hessian", variance, F, F**-2.0)
+    none = torch.full((2,), math.nan, dtype=torch.float64)
+    dead = torch.tensor([1e-30, -3e-32], dtype=torch.float64)
+    both = relation(
+        "hessian",
+        torch.cat([variance, dead.abs() / 1e3]),
+        torch.cat([F, none]),
+        torch.cat([F**-2.0, dead]),
+    )
+    assert both.curvature == live.curvature
+    assert both.flatness == live.flatness
+    assert (live.flat, both.flat) == (0, 2)
+    said = VarianceFlatness({"hessian": both}).verdict()
+    assert f"2 of {len(F) + 2} Hessian directions have no curvature beyond rounding" in said
+    assert "beyond rounding" not in VarianceFlatness({"hessian": live}).verdict()
+    assert VarianceFlatness.from_dict(VarianceFlatness({"hessian": both}).to_dict()).rows == {
+        "hessian": both
+    }
+
+
+def test_a_result_of_before_had_no_count_of_flat_directions():
+    content = result(row("pca", 2.0)).to_dict()
+    del content["rows"][0]["flat"]
+    assert VarianceFlatness.from_dict(content) == result(row("pca", 2.0))
+
+
 def spoilt(change):
     content = json.loads(json.dumps(result(row("pca", 2.0)).to_dict()))
     change(content)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from flatcl import exact
 from flatcl.errors import DataError, OptionError, StateError
-from flatcl.fluctuations import LossSurface, Study, VarianceFlatness, annealing
+from flatcl.fluctuations import LossSurface, Study, VarianceFlatness, along, annealing
 
 LR, P, STEPS, FLOOR = 0.1, 40, 1500, 1.0
 
@@ -124,3 +125,48 @@ def test_annealing_gives_each_moments_temperature_and_width() -> None:
         widths = torch.tensor([exact.flatness(FLOOR, float(x)) for x in h]).double()
         torch.testing.assert_close(stage.width, widths, rtol=2e-3, atol=0.0)
         assert stage.loss == pytest.approx(FLOOR)
+
+
+def test_directions_that_nothing_moves_along_have_no_memory_and_no_variance() -> None:
+    """Weights of a dead unit; rounding, of a direction that leaks into the others, is no motion."""
+    generator = torch.Generator().manual_seed(2)
+    live = torch.randn(400, 6, dtype=torch.float64, generator=generator) * 1e-3
+    path = torch.cat([live, torch.zeros(400, 4)], 1) + torch.linspace(1, 3, 10).double()
+    surface = valley(torch.cat([torch.ones(6), torch.zeros(4)]).double(), torch.zeros(10).double())
+    rows = torch.eye(10, dtype=torch.float64)
+    rows[9, 0] = 1e-15
+    part = along(path, rows, surface)
+    alone = along(path, rows[:6], surface)
+    for name in ("tau", "stationarity"):
+        assert part[name][6:].isnan().all()
+        assert torch.equal(part[name][:6], alone[name])
+        assert alone[name].isfinite().all()
+    assert not part["variances"][6:].any()
+    torch.testing.assert_close(part["variances"][:6], live.var(0, unbiased=False))
+    still = along(path, rows[6:], surface)
+    assert still["tau"].isnan().all()
+
+
+def test_noise_is_of_the_window_s_own_sampling(study: Study) -> None:
+    other = replace(study, sampling="replacement")
+    share = (200 - 5) / (200 - 1)
+    torch.testing.assert_close(study.noise(), other.noise() * share)
+    torch.testing.assert_close(study.hessian()["noise"], other.hessian()["noise"] * share)
+    stages = [
+        annealing([study.surface], k=4, lr=LR, batch_size=5, sampling=sampling)[0]
+        for sampling in ("shuffle", "replacement")
+    ]
+    torch.testing.assert_close(stages[0].temperature, stages[1].temperature * share)
+
+
+def test_a_study_s_seed_leaves_room_for_its_controls_own(study: Study) -> None:
+    replace(study, seed=10**15).random_basis()
+    for seed in (-1, 10**15 + 1, 4611686018427387904):
+        with pytest.raises(OptionError, match=f"seed is {seed}: give a whole number from 0 to"):
+            replace(study, seed=seed)
+
+
+def test_weights_that_vary_along_too_few_directions_are_refused_by_name(study: Study) -> None:
+    path = study.snapshots[:, :3] @ torch.randn(3, P).double() + 1.0
+    with pytest.raises(DataError, match=r"vary along 3 directions, none of rank 10 .* lower spac"):
+        replace(study, snapshots=path, spacing=10).principal()
