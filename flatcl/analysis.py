@@ -31,10 +31,10 @@ from flatcl.fluctuations.study import Study
 from flatcl.fluctuations.surface import LossSurface
 from flatcl.io import write_json
 from flatcl.seeds import derive_seed
-from flatcl.trajectory import Recorded, Say, Trained, epoch_steps, record, train
+from flatcl.trajectory import Recorded, Say, Trained, epoch_steps, record, train, window_steps
 
 _STAGE_SAMPLES, _STAGE_DIRECTIONS = 2000, 20
-_PARTS = 13  # at most: more processes would have nothing to do
+_TOGETHER = 10  # parts of the larger wave: more processes would have nothing to do
 _SHOWN = 5  # loss profiles drawn, of the Hessian's directions
 
 
@@ -77,11 +77,12 @@ def analyze(options: AnalyzeOptions, out: str | Path, say: Say = lambda line: No
 
 
 def _analyzed(options: AnalyzeOptions, folder: Path, say: Say) -> Analysis:
-    most = min(options.jobs or os.cpu_count() or 1, _PARTS)
+    most = min(options.jobs or os.cpu_count() or 1, _TOGETHER)
     workers = Thread(target=_start, args=(most,))
     if most > 1 and not (folder / "analysis.json").exists():
         workers.start()
     task = load_task(options)
+    window_steps(task, options)  # refuses what would fail after the training
     trained = train(task, options, folder / "train.pt", say)
     bench = _Bench(options, folder, task, trained, say)
     if workers.ident is not None:
@@ -95,7 +96,7 @@ def _analyzed(options: AnalyzeOptions, folder: Path, say: Say) -> Analysis:
                 bench.make(name)
             continue
         say(f"measuring: {', '.join(missing)}")
-        work = Parallel(n_jobs=most, return_as="generator_unordered")
+        work = Parallel(n_jobs=jobs, return_as="generator_unordered")
         for name in work(delayed(_make)(options, folder, name) for name in missing):
             say(f"measured: {name}")
     for name in (name for names in bench.waves() for name in names):
@@ -133,6 +134,7 @@ class _Bench:
             options.batch_size,
             directions=options.directions,
             spacing=options.spacing,
+            sampling=options.sampling,
             seed=options.seed,
             keep=self.keep,
         )
@@ -215,12 +217,11 @@ def _run_facts(bench: _Bench) -> Part:
         ),
         "loss_at_mean": torch.tensor([centre, error], dtype=torch.float64),
         "loss_at_last_block": whole.losses(last[None]),
-        "loss_at_start": torch.tensor(bench.trained.loss, dtype=torch.float64),
     }
 
 
 def _profiles(study: Study) -> Part:
-    """Return loss profiles along some Hessian directions, as far as twice their crossings."""
+    """Return loss profiles along some Hessian directions, half as far again as their crossings."""
     part = study.hessian()
     steps = torch.linspace(-1.5, 1.5, 41, dtype=torch.float64)
     reached = (~part["width"].isnan()).nonzero()[:, 0]
@@ -249,7 +250,14 @@ def _stages(bench: _Bench) -> Part:
         generator = torch.Generator().manual_seed(derive_seed(options.seed, "stages"))
         whole = surface_at(weights, bench.task, options)
         surfaces.append(whole.subset(min(_STAGE_SAMPLES, len(whole) // 2), generator))
-    found = annealing(surfaces, k=_STAGE_DIRECTIONS, lr=options.lr, batch_size=options.batch_size)
+    found = annealing(
+        surfaces,
+        k=min(_STAGE_DIRECTIONS, surfaces[0].size - 1),
+        lr=options.lr,
+        batch_size=options.batch_size,
+        sampling=options.sampling,
+        seed=options.seed,
+    )
     return {
         "loss": torch.tensor([stage.loss for stage in found], dtype=torch.float64),
         "curvature": torch.stack([stage.curvature for stage in found]),

@@ -16,23 +16,47 @@ from flatcl.errors import DataError, OptionError
 from flatcl.fluctuations.along import Part
 from flatcl.io import write_bytes, write_json
 from flatcl.stamps import content_of
+from flatcl.versions import code_of, versions
+
+# What makes the parts that are kept; the rest of the package only tells of them.
+_CODE = (
+    "analysis.py", "analysis_task.py", "core/eigenbasis.py", "core/gradients.py", "core/layers.py",
+    "core/moments.py", "data.py", "fluctuations/*.py", "plain_network.py", "seeds.py",
+    "trajectory.py",
+)  # fmt: skip
 
 
 def claim(folder: Path, options: AnalyzeOptions) -> None:
-    """Make a folder that of an analysis; the number of jobs may differ from one call to the next.
+    """Make a folder that of an analysis, by this code and these versions of packages.
+
+    The number of jobs may differ from one call to the next. A folder that holds another analysis,
+    one that other code made, or a damaged one is refused with an OptionError.
 
     Args:
         folder: of all that is kept.
         options: of the analysis.
-
-    Raises:
-        OptionError: it holds another analysis, or a damaged one.
     """
     mine = json.loads(json.dumps(asdict(options)))
     del mine["jobs"]
     content = content_of(options.data)
     if content is not None:
         mine["content of data"] = content
+    _claim(folder, mine | {"code of flatcl": code_of(_CODE), **versions()})
+
+
+def claim_record(folder: Path, record: str | Path) -> None:
+    """Make a folder that of a record's analysis, of which nothing is kept but the numbers.
+
+    A folder that holds another analysis, or a damaged one, is refused with an OptionError.
+
+    Args:
+        folder: to write to.
+        record: its path.
+    """
+    _claim(folder, {"record": str(Path(record).resolve())})
+
+
+def _claim(folder: Path, mine: dict[str, Any]) -> None:
     path = folder / "options.json"
     if not path.exists():
         write_json(path, mine)

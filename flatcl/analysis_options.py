@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from flatcl.options import Options, data_option, option, size, widths
 
 LEAST_STEPS = 2000
+_MOST_SEED = 10**15  # some controls' own seeds are a thousand times as large
 _LEAST = 8  # directions: fewer give no exponent
 
 
@@ -24,7 +26,7 @@ class AnalyzeOptions(Options):
     seed: int = option(0, "of initial weights, batches and controls", int)
     batch_size: int = option(50, "images a training step", int)
     lr: float = option(0.1, "learning rate, constant, of plain SGD", float)
-    sampling: str = option(
+    sampling: Literal["shuffle", "replacement"] = option(
         "shuffle",
         "minibatches: every epoch deals all images in a new order, or each is drawn by itself",
         choices=("shuffle", "replacement"),
@@ -54,7 +56,7 @@ class AnalyzeOptions(Options):
         for name in ("batch_size", "max_epochs", "subset", "spacing"):
             self._whole(name, 1)
         self._whole("directions", 10)
-        self._seed()
+        self._whole("seed", 0, most=_MOST_SEED)
         for name in ("steps", "train_size", "jobs"):
             self._whole(name, 1, optional=True)
         for name in ("lr", "loss", "accuracy"):
@@ -62,8 +64,11 @@ class AnalyzeOptions(Options):
         self._choices()
         self._data()
         self._switch("panel")
-        if self.lr == 0:
-            self._refuse("lr", "give a number above 0")
+        for name in ("lr", "loss"):
+            if getattr(self, name) == 0:
+                self._refuse(name, "give a number above 0")
+        if self.accuracy >= 1:
+            self._refuse("accuracy", "give a share below 1, which training has to exceed")
         if self.steps is not None and self.steps < 10 * self.directions:
             self._refuse("steps", f"give ten times as many as directions, {self.directions}")
         self._hidden(2, "50,50")

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from flatcl.analysis_kept import claim_record
 from flatcl.analysis_summary import spectrum_facts
 from flatcl.errors import DataError
 from flatcl.fluctuations.along import displacements
@@ -37,6 +38,7 @@ def analyze_record(path: str | Path, out: Path) -> tuple[dict[str, Any], str]:
         DataError: the record has too few snapshots or weights.
     """
     record = open_record(path)
+    claim_record(out, path)
     quantity = record.quantities[0]
     snapshots = {"weights": record.weights, "increments": record.increments}.get(
         quantity, record.gradients

@@ -24,7 +24,7 @@ from torch.nn.functional import cross_entropy
 from flatcl.analysis_options import LEAST_STEPS, AnalyzeOptions
 from flatcl.analysis_task import Task, make_network, watched
 from flatcl.core.checkpoint import generator_from
-from flatcl.errors import DataError, NonFiniteError
+from flatcl.errors import DataError, NonFiniteError, OptionError
 from flatcl.fluctuations.record import Record, Recorder, open_record
 from flatcl.io import write_bytes
 from flatcl.plain_network import descend_
@@ -86,6 +86,29 @@ def epoch_steps(task: Task, options: AnalyzeOptions) -> int:
         Steps; images of a last, smaller batch sit out the epoch.
     """
     return len(task.x) // options.batch_size
+
+
+def window_steps(task: Task, options: AnalyzeOptions) -> int:
+    """Return T, the steps that are recorded.
+
+    Args:
+        task: the images.
+        options: of the analysis.
+
+    Returns:
+        Steps.
+
+    Raises:
+        OptionError: a window so short has no direction of the first rank that is asked for.
+    """
+    steps = options.steps or max(10 * epoch_steps(task, options), LEAST_STEPS)
+    looked_at = steps // 2 if options.panel else steps  # of one half, with the panel
+    if options.spacing > looked_at - 2:
+        raise OptionError(
+            f"spacing is {options.spacing}: {looked_at} snapshots have {looked_at - 1} directions, "
+            f"the first of them a drift; give {looked_at - 2} at most, or more steps"
+        )
+    return steps
 
 
 def batches(
@@ -187,8 +210,7 @@ def record(
         The record, the mean of all weights, and the fluctuation–dissipation ratio.
     """
     path = folder / "network.pt"
-    M = epoch_steps(task, options)
-    steps = options.steps or max(10 * M, LEAST_STEPS)
+    M, steps = epoch_steps(task, options), window_steps(task, options)
     kept = _opened(folder, list(trained.network.parameters()))
     if kept is not None and kept.window.count == steps:
         return kept

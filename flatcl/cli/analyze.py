@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from flatcl.analysis_options import AnalyzeOptions
 from flatcl.cli.arguments import add_options, chosen_of
 from flatcl.errors import OptionError
-from flatcl.options import shown, unusable
+from flatcl.options import option_fields, shown, unusable
 
 if TYPE_CHECKING:
     from flatcl.analysis import Analysis
@@ -53,11 +53,15 @@ def run(parsed: argparse.Namespace) -> int:
         0.
 
     Raises:
-        OptionError: the record's name is none.
+        OptionError: the record's name is none, or options of a training stand beside it.
     """
     chosen = chosen_of(parsed, AnalyzeOptions, out=_OUT)
     record, out, options = getattr(parsed, "record", None), chosen.out, chosen.options
     if record is not None:
+        idle = [name for name in ("config", *_of_training()) if hasattr(parsed, name)]
+        if idle:
+            flags = ", ".join(f"--{_of_training().get(name, name)}" for name in idle)
+            raise OptionError(f"{flags} beside --record: it is trained already, leave that away")
         reason = unusable(record)
         if reason is not None:
             raise OptionError(f"record is {shown(record)}: {reason}, give a folder")
@@ -76,6 +80,14 @@ def run(parsed: argparse.Namespace) -> int:
     else:
         print(f"{text}\nnumbers and figures in {out}")
     return 0
+
+
+def _of_training() -> dict[str, str]:
+    """Return the flags of the options, by field."""
+    return {
+        item.name: ("no-" if item.default is True else "") + item.name.replace("_", "-")
+        for item in option_fields(AnalyzeOptions)
+    }
 
 
 def draw(found: Analysis, path: Path) -> None:

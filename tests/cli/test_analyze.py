@@ -59,6 +59,51 @@ def test_a_record_of_ones_own_is_analysed(
     assert numbers["facts"] == {"lr": 0.1}
 
 
+def recorded(path: Path) -> Path:
+    model = nn.Linear(20, 10, bias=False).double()
+    generator = torch.Generator().manual_seed(0)
+    with Recorder(model, path) as recorder:
+        for _ in range(200):
+            with torch.no_grad():
+                model.weight.add_(torch.randn(10, 20, generator=generator, dtype=torch.float64))
+            recorder.step()
+    return path
+
+
+def test_a_record_s_analysis_and_another_never_share_a_folder(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    walk, second = recorded(tmp_path / "walk"), recorded(tmp_path / "second")
+    own, out = ["analyze", "--out", str(tmp_path / "own")], tmp_path / "out"
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "analysis.json").write_text("kept")
+    (tmp_path / "own" / "options.json").write_text('{"lr": 0.1}')
+    assert main([*own, "--record", str(walk)]) == 2
+    assert "holds an analysis with another lr, record: " in capsys.readouterr().err
+    assert (tmp_path / "own" / "analysis.json").read_text() == "kept"
+    for _ in range(2):
+        assert main(["analyze", "--record", str(walk), "--out", str(out)]) == 0
+    before = (out / "analysis.json").read_bytes()
+    for more in (["--record", str(second)], ["--lr", "0.1"]):
+        assert main(["analyze", *more, "--out", str(out)]) == 2
+        assert "another --out" in capsys.readouterr().err
+    assert (out / "analysis.json").read_bytes() == before
+
+
+def test_options_of_a_training_are_refused_beside_a_record(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    walk, out = recorded(tmp_path / "walk"), tmp_path / "out"
+    (tmp_path / "a.toml").write_text("lr = 0.2")
+    for given, named in (
+        (["--lr", "0.2", "--no-panel"], "--lr, --no-panel"),
+        (["--config", str(tmp_path / "a.toml")], "--config"),
+    ):
+        assert main(["analyze", *given, "--record", str(walk), "--out", str(out)]) == 2
+        assert f"{named} beside --record" in capsys.readouterr().err
+        assert not out.exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -19,11 +19,14 @@ import torch
 from flatcl.analysis import analyze
 from flatcl.analysis_kept import load_arrays
 from flatcl.analysis_options import AnalyzeOptions
-from flatcl.analysis_task import load_task, make_network
+from flatcl.analysis_task import load_task, make_network, surface_at
+from flatcl.cli.analyze import draw
 from flatcl.errors import DataError, NonFiniteError, OptionError
-from flatcl.fluctuations import VarianceFlatness, open_record
+from flatcl.fluctuations import VarianceFlatness, fluctuation_dissipation, open_record
 from flatcl.plain_network import descend_
+from flatcl.seeds import derive_seed
 from flatcl.trajectory import batches, epoch_steps, record, train
+from flatcl.versions import versions
 
 SMALL: dict[str, Any] = {
     "hidden": (12, 12),
@@ -82,6 +85,89 @@ def test_the_window_mean_is_where_the_loss_is_looked_at(made: Path) -> None:
     start = list(trained.network.parameters())[1].detach().double().flatten()
     first = window.window.weights()[0]
     assert float((first - start).abs().max()) < 0.1 * float(start.abs().max())
+
+
+def test_the_fluctuation_dissipation_ratio_is_that_of_its_definition(made: Path) -> None:
+    """From the steps made again, by the function that is held against SGD on a quadratic."""
+    options = AnalyzeOptions(**SMALL)
+    task = load_task(options)
+    trained = train(task, options, made / "train.pt", lambda line: None)
+    kept = record(trained, task, options, made / "shuffle", "shuffle")
+    weights = [w.detach().double() for w in trained.network.parameters()]
+    seed = derive_seed(options.seed, "record", "shuffle")
+    stream = batches(task, options, "shuffle", torch.Generator().manual_seed(seed))
+    before, slopes = [], []
+    for _ in range(kept.window.count):
+        before.append(weights[1].flatten().clone())
+        chosen = next(stream)
+        gradients = descend_(weights, task.x[chosen].double(), task.y[chosen], options.lr)[1]
+        slopes.append(gradients[1].flatten())
+    w, g = torch.stack(before), torch.stack(slopes)
+    torch.testing.assert_close(weights[1].flatten(), kept.window.weights()[-1])
+    squares = g.square().sum(1)
+    expected = fluctuation_dissipation(w - kept.mean[1].flatten(), g, squares, lr=options.lr)
+    assert kept.fluctuation_dissipation == pytest.approx(expected, rel=1e-9)
+    summary = json.loads((made / "analysis.json").read_text())
+    assert summary["fluctuation_dissipation"] == pytest.approx(expected, rel=1e-9)
+
+
+def test_a_network_with_dead_units_is_analysed_and_drawn(tmp_path: Path) -> None:
+    """Of 4 × 4 weights half never move; they have no memory, and no say in the noise's law."""
+    small = {**SMALL, "hidden": (4, 4), "max_epochs": 200, "steps": 400, "subset": 100}
+    found = analyze(AnalyzeOptions(**{**small, "directions": 10, "spacing": 1}), tmp_path)
+    part, flat = found.arrays["hessian"], found.summary["noise_curvature_flat"]
+    assert flat == found.relation.rows["hessian"].flat >= 4
+    still = part["variances"] == 0
+    assert int(still.sum()) >= 4
+    assert part["tau"].isnan().equal(still)
+    assert part["stationarity"].isnan().equal(still)
+    assert 0.1 < found.summary["noise_curvature_exponent"] < 3
+    assert math.isfinite(found.summary["stationarity"])
+    assert f"{flat} of 16 Hessian directions" in found.summary["verdict"]
+    assert found.arrays["stages"]["width"].shape[1] == 15  # Lanczos finds no more of 16
+    draw(found, tmp_path / "analysis.png")
+    assert (tmp_path / "analysis.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_noise_is_of_the_sampling_that_is_asked_for(tmp_path: Path) -> None:
+    options = AnalyzeOptions(**SMALL, panel=False, sampling="replacement")
+    found = analyze(options, tmp_path)
+    task = load_task(options)
+    trained = train(task, options, tmp_path / "train.pt", lambda line: None)
+    window = record(trained, task, options, tmp_path / "replacement", "replacement")
+    whole, rows = surface_at(window.mean, task, options), found.arrays["pca"]["directions"]
+    slopes = whole.sample_slopes(whole.reference, rows)
+    torch.testing.assert_close(found.arrays["noise"]["c"], slopes.var(1, unbiased=False) / 50)
+
+
+def test_a_spacing_beyond_the_window_is_refused_before_the_training(tmp_path: Path) -> None:
+    """The part of one half-window has half of its snapshots."""
+    small = {**SMALL, "hidden": (22, 22), "steps": 100, "directions": 10}
+    for spacing, panel in ((49, True), (60, True), (60, False)):
+        options = AnalyzeOptions(**{**small, "spacing": spacing, "panel": panel, "max_epochs": 1})
+        out = tmp_path / f"{spacing}-{panel}"
+        if panel:
+            with pytest.raises(OptionError, match=f"spacing is {spacing}: 50 .* give 48 at most"):
+                analyze(options, out)
+            assert not (out / "train.pt").exists()
+        else:
+            analyze(options, out)
+    analyze(AnalyzeOptions(**{**small, "spacing": 48, "max_epochs": 1}), tmp_path / "last")
+
+
+def test_what_other_code_or_other_versions_made_is_not_told_as_one_s_own(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "kept"
+    folder.mkdir()
+    (folder / "options.json").write_bytes((made / "options.json").read_bytes())
+    monkeypatch.setattr("flatcl.analysis_kept.versions", lambda: {**versions(), "torch": "0.4"})
+    with pytest.raises(OptionError, match=r"holds an analysis with another torch: .*another --out"):
+        analyze(AnalyzeOptions(**SMALL), folder)
+    monkeypatch.setattr("flatcl.analysis_kept.versions", versions)
+    monkeypatch.setattr("flatcl.analysis_kept.code_of", lambda _: "other")
+    with pytest.raises(OptionError, match="holds an analysis with another code of flatcl: "):
+        analyze(AnalyzeOptions(**SMALL), folder)
 
 
 def test_it_goes_on_from_what_it_has(
@@ -204,6 +290,10 @@ def test_refusals(made: Path, tmp_path: Path) -> None:
         ({"sampling": "sometimes"}, "shuffle, replacement"),
         ({"directions": 3}, "directions is 3"),
         ({"data": ""}, "give a name"),
+        ({"seed": 4611686018427387904}, "seed is 4611686018427387904: give .* 1000000000000000 or"),
+        ({"loss": 0.0}, "loss is 0.0: give a number above 0"),
+        ({"accuracy": 1.0}, "accuracy is 1.0: give a share below 1"),
+        ({"accuracy": 99}, "accuracy is 99.0: give a share below 1"),
     ],
 )
 def test_options_are_checked(given: dict[str, Any], message: str) -> None:
