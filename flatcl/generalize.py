@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from joblib import Parallel, delayed
 
-from flatcl.generalize_kept import keep, kept
+from flatcl.generalize_kept import keep, kept, makers_of
 from flatcl.generalize_options import GeneralizeOptions
 from flatcl.generalize_runs import measure
 from flatcl.generalize_settings import VERSION, Run, Setting, runs_of
@@ -30,9 +30,8 @@ from flatcl.generalize_summary import (
     rank_correlations,
     rows_of,
 )
-from flatcl.generalize_training import load_sets
+from flatcl.generalize_training import choose_images
 from flatcl.io import finite, write_json, write_jsonl
-from flatcl.versions import versions
 
 _EVERY = 10.0  # seconds from one line of progress to the next
 
@@ -75,8 +74,7 @@ def generalize(options: GeneralizeOptions, out: str | Path, say: Say = lambda li
     folder, runs = Path(out), runs_of(options)
     settings = _settings(runs)
     for setting in settings:  # before anything is trained
-        if setting.seed == options.seed:
-            load_sets(setting)
+        choose_images(setting)
     found = {one: kept(folder, one) for one in settings}
     wanted = [one for one, record in found.items() if record is None]
     if len(wanted) < len(settings):
@@ -138,7 +136,7 @@ def _told(
     summary = {
         "version": VERSION,
         "config": asdict(options),
-        "versions": dict(versions()),
+        "made_by": makers_of(records),
         "effects": [asdict(one) | {"through": one.through} for one in study.effects],
         "rank_correlations": study.correlations,
         "facts": facts_of(rows),

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ from flatcl.generalize_runs import NUMBERS, PROFILE
 from flatcl.generalize_settings import VERSION, Setting
 from flatcl.io import write_json
 from flatcl.options import number_of
-from flatcl.stamps import content_of
+from flatcl.stamps import NAMES, content_of
+from flatcl.versions import commit, versions
 
 
 def keep(folder: Path, setting: Setting, record: Mapping[str, Any]) -> None:
@@ -24,13 +26,13 @@ def keep(folder: Path, setting: Setting, record: Mapping[str, Any]) -> None:
         setting: of the run.
         record: by ``measure``.
     """
-    content = content_of(setting.data)
-    of_file = {} if content is None else {"content": content}
-    write_json(_path(folder, setting), {**record, **of_file})
+    made_by = {"commit": commit(), "versions": dict(versions())}
+    stamps = {"content": content_of(setting.data), "made_by": made_by}
+    write_json(_path(folder, setting), {**record, **stamps})
 
 
 def kept(folder: Path, setting: Setting) -> dict[str, Any] | None:
-    """Return the record of a run.
+    """Return the record of a run, whatever code and versions made it: the record says which.
 
     Args:
         folder: of the study.
@@ -41,13 +43,45 @@ def kept(folder: Path, setting: Setting) -> dict[str, Any] | None:
     """
     try:
         record = json.loads(_path(folder, setting).read_text(encoding="utf-8"))
-        same = record["version"] == VERSION and record.get("content") == content_of(setting.data)
+        content = content_of(setting.data)
+        if setting.data in NAMES and "content" not in record:
+            record["content"] = content  # records of earlier code said it of files alone
+        same = record["version"] == VERSION and record.get("content") == content
         if not same or record["setting"] != json.loads(json.dumps(asdict(setting))):
+            return None
+        if not _is_maker(record.get("made_by")):
             return None
         whole = record["status"] == "diverged" or (record["status"] == "done" and _whole(record))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
     return record if whole else None
+
+
+def makers_of(records: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return which code made how many networks; None of those whose record does not say.
+
+    Args:
+        records: of the runs; one that is there twice counts once.
+
+    Returns:
+        ``networks``, ``commit`` and ``versions``, one dict for each that differs.
+    """
+    single = {json.dumps(record["setting"]): record.get("made_by") for record in records}
+    unknown = {"commit": None, "versions": None}
+    told = Counter(json.dumps(maker or unknown, sort_keys=True) for maker in single.values())
+    return [{"networks": number, **json.loads(maker)} for maker, number in told.items()]
+
+
+def _is_maker(content: object) -> bool:
+    """Return whether it says what made a record, or says nothing."""
+    if content is None:
+        return True
+    if not isinstance(content, dict) or {*content} != {"commit", "versions"}:
+        return False
+    told = content["versions"]
+    if not isinstance(told, dict) or not isinstance(content["commit"], str | None):
+        return False
+    return all(isinstance(value, str) for value in told.values())
 
 
 def _path(folder: Path, setting: Setting) -> Path:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
 from dataclasses import asdict
 from itertools import pairwise
 from typing import Any
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 
 from flatcl.duality import Decomposition, Gap, generalization_gap
 from flatcl.errors import NonFiniteError
+from flatcl.fluctuations.ranking import rank_correlation
 from flatcl.generalize_settings import VERSION, Setting
 from flatcl.generalize_training import Sets, fit_network, load_sets
 from flatcl.io import finite
@@ -93,7 +93,7 @@ def numbers_of(found: Gap) -> dict[str, float]:
     top = slice(0, SHARP)
     relative = d.sharpness[: len(found.curvature) - found.flat]
     relative = relative / d.size[: len(relative)]
-    good = relative.isfinite()
+    ranks = rank_correlation(relative, found.curvature[: len(relative)], least=2)
     return {
         "train_loss": found.train_loss,
         "test_loss": found.test_loss,
@@ -113,10 +113,8 @@ def numbers_of(found: Gap) -> dict[str, float]:
         "ratio_null": float(d.null_ratio[top].mean()),
         "share_top": float(d.contribution[top].sum()) / d.total if d.total else math.nan,
         "share_of_means": d.of_means / d.total if d.total else math.nan,
-        "correlation_spread": float(d.correlation[: len(relative)].std()),
-        "rank_correlation_curvature": spearman(
-            relative[good].tolist(), found.curvature[: len(relative)][good].tolist()
-        ),
+        "correlation_spread": _spread(d.correlation[: len(relative)]),
+        "rank_correlation_curvature": math.nan if ranks is None else ranks,
         "first_order": nearest.first_order,
         "second_order": nearest.second_order,
         "expansion_error": nearest.expansion_error,
@@ -189,18 +187,5 @@ def _total(values: Tensor) -> float:
     return float(values.square().sum().sqrt())
 
 
-def spearman(first: Sequence[float], second: Sequence[float]) -> float:
-    """Return Spearman's rank correlation.
-
-    Args:
-        first: numbers.
-        second: as many.
-
-    Returns:
-        The correlation; NaN where either has fewer than two values.
-    """
-    if min(len(set(first)), len(set(second))) < 2:
-        return math.nan
-    from scipy.stats import spearmanr
-
-    return float(spearmanr(first, second).statistic)
+def _spread(values: Tensor) -> float:
+    return float(values.std()) if len(values) > 1 else math.nan

@@ -5,11 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any
 
-from flatcl.generalize_runs import SHARP, spearman
+import torch
+
+from flatcl.fluctuations.ranking import rank_correlation
+from flatcl.generalize_runs import SHARP
 from flatcl.generalize_settings import KNOBS
+from flatcl.scores import mean_ci95
 from flatcl.tables import markdown_table
 
 Row = Mapping[str, Any]
@@ -144,12 +148,8 @@ def _change(name: str, first: Mapping[int, Row], last: Mapping[int, Row]) -> Cha
     logs = [math.log(b / a) for a, b in both if a is not None and b is not None and a * b > 0]
     if not logs:
         return Change(math.nan, math.inf, 0)
-    if len(logs) == 1:
-        return Change(logs[0], math.inf, 1)
-    from scipy.stats import t
-
-    half = float(t.ppf(0.975, len(logs) - 1)) * stdev(logs) / math.sqrt(len(logs))
-    return Change(fmean(logs), half, len(logs))
+    mean, half = mean_ci95(logs)
+    return Change(mean, math.inf if half is None else half, len(logs))
 
 
 def rank_correlations(rows: Sequence[Row]) -> dict[str, float]:
@@ -166,10 +166,13 @@ def rank_correlations(rows: Sequence[Row]) -> dict[str, float]:
     names = ("gap", *MEASURES)
     known = [row for row in usable(rows) if all(row[name] is not None for name in names)]
     single = {tuple(row[name] for name in names): row for row in known}
-    gaps = [row["gap"] for row in single.values()]
-    if len(gaps) < 3:
-        return dict.fromkeys(MEASURES, math.nan)
-    return {name: spearman(gaps, [row[name] for row in single.values()]) for name in MEASURES}
+    gaps = torch.tensor([row["gap"] for row in single.values()], dtype=torch.float64)
+    found = {}
+    for name in MEASURES:
+        values = torch.tensor([row[name] for row in single.values()], dtype=torch.float64)
+        ranks = rank_correlation(gaps, values, least=3)
+        found[name] = math.nan if ranks is None else ranks
+    return found
 
 
 def effects_table(found: Sequence[Effect]) -> str:

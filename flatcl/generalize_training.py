@@ -16,6 +16,8 @@ from flatcl.generalize_settings import Setting
 from flatcl.plain_network import descend_, plain_network
 from flatcl.seeds import derive_seed
 
+_PARTNERS = 2  # training images of a class that a test image is paired with: nearest and second
+
 
 @dataclass(frozen=True)
 class Sets:
@@ -40,20 +42,21 @@ class Sets:
     classes: int
 
 
-def load_sets(setting: Setting) -> Sets:
-    """Return training and test images of a run.
+def choose_images(setting: Setting) -> tuple[Tensor, Tensor]:
+    """Return which images a run is trained on, and which are left for wrong labels.
 
-    Wrongly labelled images are others than the correctly labelled ones, each with one of the other
-    classes.
+    All that a run asks of its images is looked at here, so that a study can ask it of every run
+    before the first is trained.
 
     Args:
         setting: of the run.
 
     Returns:
-        The images, brightest pixel 1.
+        Positions in the training part, both ascending.
 
     Raises:
-        DataError: there are too few images, they are all alike, or none has a pixel above 0.
+        DataError: there are too few images, of all or of a class that is tested, they are all
+            alike, or none has a pixel above 0.
     """
     images = kept_images(setting.data)
     order, size = torch.arange(len(images.x_train)), setting.train_size
@@ -73,14 +76,40 @@ def load_sets(setting: Setting) -> Sets:
         else:  # too few on one side for one of each class
             drawn = torch.randperm(len(order), generator=torch.Generator().manual_seed(seed))
             order, rest = drawn[:size].sort().values, drawn[size:].sort().values
-    generator = torch.Generator().manual_seed(derive_seed(setting.seed, "wrong"))
-    others = rest[torch.randperm(len(rest), generator=generator)[:extra]]
-    shift = torch.randint(1, images.n_classes, (extra,), generator=generator)
+    counts = torch.bincount(images.y_train[order], minlength=images.n_classes)
+    tested = torch.unique(images.y_test[: setting.test_size])
+    rare = tested[counts[tested] < _PARTNERS]
+    if len(rare):
+        raise DataError(
+            f"class {int(rare[0])} has {int(counts[rare[0]])} of {size} training images, and the "
+            f"duality needs {_PARTNERS} of each class that is tested: raise train-size, train-sizes"
+        )
     low, top = (float(value) for value in images.x_train.aminmax())
     if not low < top:
         raise DataError(f"all training pixels of {setting.data} are {top:g}: give other images")
     if not top > 0:
         raise DataError(f"the brightest pixel of {setting.data} is {top:g}: give images above 0")
+    return order, rest
+
+
+def load_sets(setting: Setting) -> Sets:
+    """Return training and test images of a run. What ``choose_images`` raises goes through.
+
+    Wrongly labelled images are others than the correctly labelled ones, each with one of the other
+    classes.
+
+    Args:
+        setting: of the run.
+
+    Returns:
+        The images, brightest pixel 1.
+    """
+    images, (order, rest) = kept_images(setting.data), choose_images(setting)
+    extra = round(setting.noise * setting.train_size)
+    top = float(images.x_train.max())
+    generator = torch.Generator().manual_seed(derive_seed(setting.seed, "wrong"))
+    others = rest[torch.randperm(len(rest), generator=generator)[:extra]]
+    shift = torch.randint(1, images.n_classes, (extra,), generator=generator)
     train, test = (part.flatten(1).float() / top for part in (images.x_train, images.x_test))
     return Sets(
         train[order],

@@ -82,19 +82,20 @@ class Ranking:
         )
 
 
-def rank_correlation(x: Tensor, y: Tensor) -> float | None:
+def rank_correlation(x: Tensor, y: Tensor, *, least: int = _LEAST) -> float | None:
     """Return Spearman's correlation over the pairs where both are finite.
 
     Args:
         x: [n].
         y: [n], as many.
+        least: pairs that a correlation is worth telling of.
 
     Returns:
-        −1 to 1; None for fewer than eight pairs, or where one does not vary.
+        −1 to 1; None for fewer pairs, or where one does not vary.
     """
     good = x.isfinite() & y.isfinite()
     a, b = (t[good].detach().double().cpu().numpy() for t in (x, y))
-    if len(a) < _LEAST or np.ptp(a) == 0 or np.ptp(b) == 0:
+    if len(a) < max(2, least) or np.ptp(a) == 0 or np.ptp(b) == 0:
         return None
     return float(stats.spearmanr(a, b).statistic)
 

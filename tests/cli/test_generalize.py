@@ -10,12 +10,13 @@ import pytest
 
 from flatcl.cli.main import main
 from flatcl.duality_plots import plot_profile
-from flatcl.errors import OptionError
+from flatcl.errors import DataError, OptionError
 from flatcl.generalize import generalize
 from flatcl.generalize_options import GeneralizeOptions
 from flatcl.generalize_runs import measure
 from flatcl.generalize_settings import Setting, runs_of
 from flatcl.generalize_training import fit_network, load_sets
+from flatcl.versions import commit, versions
 
 SMALL = [
     "--hidden", "8,8", "--train-size", "120", "--test-size", "60", "--loss", "0.05", "--jobs", "1",
@@ -108,6 +109,50 @@ def test_training_stops_at_the_loss_or_says_that_it_did_not() -> None:
     short = GeneralizeOptions(seeds=1, train_size=100, loss=1e-9, max_epochs=2)
     setting = runs_of(short)[0].setting
     assert not fit_network(setting, load_sets(setting)).reached
+
+
+def test_a_class_of_one_image_is_refused_before_anything_is_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each test image asks for a second partner; any run of the study may be the one without."""
+    monkeypatch.setattr("flatcl.generalize.measure", lambda setting: pytest.fail(f"{setting}"))
+    few: dict[str, Any] = {
+        "seeds": 2, "batch_size": 5, "lrs": (), "batch_sizes": (), "decays": (), "dropouts": (),
+        "scales": (), "noises": (), "jobs": 1,
+    }  # fmt: skip
+    options = GeneralizeOptions(train_size=60, train_sizes=(40, 12), **few)
+    with pytest.raises(DataError, match=r"class 0 has 1 of 12 training images.* needs 2 of each"):
+        generalize(options, tmp_path)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_each_record_says_what_made_it_and_the_study_repeats_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = GeneralizeOptions(
+        hidden=(8, 8), train_size=100, test_size=40, max_epochs=20, seeds=2, jobs=1, lrs=(0.1, 0.2),
+        batch_sizes=(), decays=(), dropouts=(), scales=(1,), train_sizes=(), noises=(),
+    )  # fmt: skip
+
+    def told() -> Any:
+        return json.loads((tmp_path / "generalize.json").read_text())["made_by"]
+
+    generalize(options, tmp_path)
+    own: dict[str, Any] = {"commit": commit(), "versions": dict(versions())}
+    assert told() == [{"networks": 4, **own}]
+    first, second, *_ = sorted((tmp_path / "runs").iterdir())
+    record = json.loads(first.read_text())
+    record["made_by"]["versions"]["torch"] = "0.4"
+    first.write_text(json.dumps(record))
+    record = json.loads(second.read_text())
+    del record["made_by"]
+    second.write_text(json.dumps(record))
+    monkeypatch.setattr("flatcl.generalize.measure", lambda setting: pytest.fail("trained"))
+    generalize(options, tmp_path)
+    other = own | {"versions": own["versions"] | {"torch": "0.4"}}
+    unknown = {"commit": None, "versions": None}
+    expected = [{"networks": 2, **own}, {"networks": 1, **other}, {"networks": 1, **unknown}]
+    assert sorted(told(), key=str) == sorted(expected, key=str)
 
 
 def test_what_diverges_is_a_row_of_its_own(tmp_path: Path) -> None:

@@ -186,6 +186,37 @@ def test_a_data_file_that_changed_under_its_name_is_studied_anew(tmp_path: Path)
         analyze(analysed, tmp_path / "analysis")
 
 
+def test_a_named_data_set_whose_file_changed_is_studied_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FLATCL_DATA", str(tmp_path))
+    draw, found = np.random.default_rng(0), []
+    options = GeneralizeOptions(**{**vars(STUDIED), "data": "mnist", "train_size": 80})
+    analysed = AnalyzeOptions(**{**vars(ANALYSED), "data": "mnist", "train_size": None,
+                                 "batch_size": 10})  # fmt: skip
+    labels = np.arange(90) % 2
+    for again in (False, True):
+        x = draw.integers(0, 255, (90, 4, 4), dtype=np.uint8)
+        np.savez(
+            tmp_path / "mnist.npz", x_train=x, y_train=labels, x_test=x[:40], y_test=labels[:40]
+        )
+        assert len(missing(options, tmp_path / "out")) == 2
+        found.append(generalize(options, tmp_path / "out").rows)
+        assert not missing(options, tmp_path / "out")
+        if again:
+            with pytest.raises(OptionError, match="another content of data"):
+                analyze(analysed, tmp_path / "analysis")
+        else:
+            analyze(analysed, tmp_path / "analysis")
+    assert found[0][0]["gap"] != found[1][0]["gap"]
+    # Earlier code said nothing of a named set's content: its records still count.
+    for path in (tmp_path / "out" / "runs").iterdir():
+        record = json.loads(path.read_text(encoding="utf-8"))
+        del record["content"]
+        path.write_text(json.dumps(record), encoding="utf-8")
+    assert not missing(options, tmp_path / "out")
+
+
 def test_a_data_file_that_changed_within_a_process_is_compared_anew(tmp_path: Path) -> None:
     draw, path, found = np.random.default_rng(0), tmp_path / "images.npz", []
     for _ in range(2):
