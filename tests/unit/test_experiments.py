@@ -151,7 +151,7 @@ def test_options_of_ldc_leave_the_rivals_records_alone(tmp_path: Path) -> None:
 def test_other_code_makes_the_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     options = replace(TINY, methods=("naive",), seeds=1)
     _trained(options, tmp_path)
-    monkeypatch.setattr(records, "_code", lambda *_: "another")
+    monkeypatch.setattr(records, "code_of", lambda *_: "another")
     assert len(_trained(options, tmp_path)[1]) == 1
 
 
@@ -159,7 +159,7 @@ def test_kept_methods_runs_by_other_code_count_and_no_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before, _ = _trained(replace(TINY, seeds=1), tmp_path)
-    monkeypatch.setattr(records, "_code", lambda *_: "other")
+    monkeypatch.setattr(records, "code_of", lambda *_: "other")
     ran: list[Cell] = []
 
     def note(progress: Progress) -> None:
