@@ -16,7 +16,7 @@ class Outcome:
     Attributes:
         protocol: its name, as of the file in ``protocols/``.
         regime: "default", every method at its own or its paper's settings, nothing tuned for
-            anyone; "tuned", each at the best of its grid on validation images.
+            a stream; "tuned", each at the best of its grid on validation images.
         method: its name.
         settings: learning rate as "lr", and the method's own number by its name.
         seed: the repeat's; methods of one repeat share stream, order and initial weights.

@@ -180,7 +180,7 @@ def _figures(
     last = regimes[-1]
     lines = table(collected, name, last)
     rivals = [best(collected, name, families) for families in (CONTROL, EWC, WITHOUT_DATA)]
-    chosen = [*(entry.method for entry in rivals if entry), "replay", "er", REFERENCE]
+    chosen = [*(entry.method for entry in rivals if entry), "er", REFERENCE]
     shown = [method for method in chosen if method in collected.methods(name, last)]
     drawn: list[tuple[str, str, str, Figure | None]] = [
         (
