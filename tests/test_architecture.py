@@ -122,8 +122,8 @@ def test_the_callback_of_a_trainer_stays_short(name: str) -> None:
     """Fewer than 60 lines of code, docstrings and breaks of lines apart."""
     tree = ast.parse((PACKAGE / f"{name}.py").read_text(encoding="utf-8"))
     for node in ast.walk(tree):
-        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(node):
-            node.body = node.body[1:] or [ast.Pass()]
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)):
+            node.body = node.body[1:] if ast.get_docstring(node) else node.body
     assert len([line for line in ast.unparse(tree).splitlines() if line.strip()]) < 60
 
 
