@@ -130,7 +130,7 @@ def test_half_of_a_pair_is_refused(path: Any) -> None:
 _NUMBERS = [
     ("constraints", WEIGHT, "stiffness"), ("constraints", WEIGHT, "anchor"),
     ("constraints", WEIGHT, "U_out"), ("tasks_ended",), ("task", "start", WEIGHT),
-    ("task", "schedule", "strength"),
+    ("task", "schedule", "strengthened"),
 ]  # fmt: skip
 
 
