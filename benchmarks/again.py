@@ -9,12 +9,12 @@ from typing import Any
 from benchmarks.carried import Repeat
 from benchmarks.cluster import Cluster
 from benchmarks.kept import Runs
-from benchmarks.lab import Job, Lab, folder_of, methods_of, report_jobs
+from benchmarks.lab import Job, Lab, folder_of, methods_of, report_jobs, tuning_job
 from benchmarks.lab_methods import Method
 from benchmarks.outcomes import REGIMES
 from benchmarks.protocol_files import Protocol
 from benchmarks.runner import make
-from benchmarks.tune import Setting
+from benchmarks.tune import Setting, search
 from flatcl.cells import run_cell
 from flatcl.records import Record, load
 
@@ -105,8 +105,11 @@ def _by_earlier_code(
 ) -> list[tuple[Job, dict[str, Any]]]:
     """Return a run made by each earlier code that is not known to be as good as the present."""
     found: dict[str, tuple[Job, dict[str, Any]]] = {}
-    setting = Setting(protocol.options.lr, method.default)
-    for job in report_jobs(protocol, method, setting, protocol.seeds):
+    lr = protocol.options.lr
+    untuned = report_jobs(protocol, method, Setting(lr, method.default), protocol.seeds)
+    # Those of a search as well: a default may have changed since.
+    begun = search(lr, method.grid, lambda _: None).missing
+    for job in [*untuned, *(tuning_job(protocol, method, setting) for setting in begun)]:
         for content in runs.every(job.options, job.cell):
             if content["code"] not in (job.code, *lab.codes(job)):
                 found.setdefault(content["code"], (job, content))

@@ -19,7 +19,7 @@ class Repeat:
     Attributes:
         protocol: its name.
         method: its name.
-        seed: the repeat that both made, in the regime without tuning.
+        seed: the repeat that both made, in the regime without tuning or of a search.
         earlier: hash of the code before.
         present: hash of the code after.
     """
