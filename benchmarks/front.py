@@ -16,11 +16,11 @@ from typing import Any, NamedTuple
 
 from joblib import Parallel, delayed
 
-from benchmarks.kept import fill
+from benchmarks.kept import Runs, fill
 from benchmarks.streams import stream_options
 from flatcl.io import write_bytes
 from flatcl.protocol import CompareOptions
-from flatcl.records import Cell, load
+from flatcl.records import Cell
 from flatcl.scores import scores
 from flatcl.seeds import derive_seed
 from flatcl.tables import markdown_table
@@ -118,20 +118,17 @@ def render() -> str:
     Returns:
         Markdown; ACC / learning accuracy in percent, means over the repeats.
     """
-    rows = []
+    rows, made = [], Runs(RESULTS)  # by whichever code and versions
     for name, candidate in CANDIDATES.items():
         row, streams = [name], _streams(candidate)
         for stream in STREAMS:
             if stream not in streams:
                 row.append("")
                 continue
-            found = [
-                load(RESULTS, options, cell, any_code=True)
-                for options, cell in _runs(candidate, stream)
-            ]
-            done = [scores(r.accuracy) for r in found if r is not None and r.status == "done"]
+            found = [made.get(options, cell) for options, cell in _runs(candidate, stream)]
+            done = [scores(r["accuracy"]) for r in found if r and r["status"] == "done"]
             if len(done) < len(SEEDS):
-                broken = any(r is not None and r.status != "done" for r in found)
+                broken = any(r and r["status"] != "done" for r in found)
                 row.append("diverged" if broken else "–")
                 continue
             learning = [s.learning for s in done if s.learning is not None]
@@ -141,8 +138,7 @@ def render() -> str:
 
 
 def _percent(values: Sequence[float]) -> str:
-    # The mean of two is often a tie between tenths, which the last bit must not decide: that is
-    # of the release of NumPy.
+    # The mean of two is often a tie between tenths, which the last bit must not decide.
     return f"{round(100 * fmean(values), 9):.1f}"
 
 
