@@ -104,7 +104,9 @@ class Process:
         self._log = out.parent / f"{out.name}.log"
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 
-        def limited() -> None:
+        def prepared() -> None:
+            # What starts the tests in the background may have them ignore interrupts, and theirs.
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
             if limit is not None:
                 resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 
@@ -119,7 +121,7 @@ class Process:
                 stdout=told,
                 stderr=told,
                 start_new_session=True,
-                preexec_fn=limited,
+                preexec_fn=prepared,
             )
 
     def until(self, true: Callable[[], bool], seconds: float) -> None:

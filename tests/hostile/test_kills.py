@@ -69,18 +69,20 @@ def test_interrupted_it_says_so_in_one_line_and_goes_on(
     tmp_path: Path, name: str, undisturbed, record_property
 ) -> None:
     expected, span = undisturbed(name)
-    draw, out = random.Random(name), tmp_path / "out"
+    draw, out, interrupts = random.Random(name), tmp_path / "out", 0
     for _ in range(2):
         process = Process(COMMANDS[name], out)
         process.until(process.works, 120.0)
         process.until(lambda: False, draw.uniform(0.0, 0.7 * span))
         code, said = process.signal(signal.SIGINT), process.said()
         if code != 0 and "numbers and figures in" not in said:  # else it had ended already
-            record_property("interrupts", 1)
+            interrupts += 1
             assert code == 130, said
             assert "interrupted; the same command goes on from here" in said.splitlines()[-1]
             assert "Traceback" not in said
             assert not leftovers(out)
+    assert interrupts
+    record_property("interrupts", interrupts)
     code, said = Process(COMMANDS[name], out).finish()
     assert code == 0, said
     assert numbers(out) == expected
