@@ -20,6 +20,20 @@ def generator() -> torch.Generator:
     return torch.Generator().manual_seed(20211)
 
 
+@pytest.fixture(scope="module")
+def lab_methods_apart() -> Iterator[None]:
+    """Let a module make the lab's methods known, and the modules after it not know them."""
+    from benchmarks.lab_methods import lab_methods
+    from flatcl.rivals import RIVALS
+
+    before = dict(RIVALS)
+    lab_methods.cache_clear()
+    yield
+    RIVALS.clear()
+    RIVALS.update(before)
+    lab_methods.cache_clear()
+
+
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
     """Put how many inputs a property-based test tried into pytest's own report of it."""

@@ -30,7 +30,8 @@ from flatcl.cells import run_cell
 from flatcl.errors import OptionError
 from flatcl.protocol import CompareOptions
 from flatcl.records import TUNING_SEED
-from flatcl.rivals import RIVALS
+
+pytestmark = pytest.mark.usefixtures("lab_methods_apart")
 
 ROOT = Path(__file__).parents[2]
 TEXT = """
@@ -48,16 +49,6 @@ train_size = 48
 hidden = [12]
 """
 DIGITS = CompareOptions(data="digits", scenario="split-domain", tasks=5, train_size=60)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _lab_methods_are_known_here_alone():
-    before = dict(RIVALS)
-    lab_methods.cache_clear()
-    yield
-    RIVALS.clear()
-    RIVALS.update(before)
-    lab_methods.cache_clear()
 
 
 @pytest.fixture

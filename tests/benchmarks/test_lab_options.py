@@ -3,23 +3,12 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
 
 import pytest
 
 from benchmarks import run
-from benchmarks.lab_methods import lab_methods
-from flatcl.rivals import RIVALS
 
-
-@pytest.fixture(autouse=True, scope="module")
-def _lab_methods_are_known_here_alone() -> Iterator[None]:
-    before = dict(RIVALS)
-    lab_methods.cache_clear()
-    yield
-    RIVALS.clear()
-    RIVALS.update(before)
-    lab_methods.cache_clear()
+pytestmark = pytest.mark.usefixtures("lab_methods_apart")
 
 
 @pytest.mark.parametrize(
