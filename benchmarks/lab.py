@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import fmean
 
 from benchmarks.carried import Carried, Repeat
 from benchmarks.lab_methods import CORE, FENG_TU, VARIANTS, Method, lab_methods
 from benchmarks.outcomes import REGIMES, Outcome, Regime, Search, Tried
 from benchmarks.protocol_files import Protocol
-from benchmarks.tune import Found, Setting, search
+from benchmarks.tune import Found, Reached, Setting, Trial, search
 from flatcl.protocol import CompareOptions
 from flatcl.records import TUNING_SEED, Cell, Record, identity, load
 from flatcl.scores import scores
+from flatcl.seeds import derive_seed
 
 RESULTS = Path(__file__).parent / "results" / "lab"
 
@@ -134,13 +136,13 @@ class Lab:
             The search.
         """
 
-        def known(setting: Setting) -> Tried | None:
-            record = self.record(tuning_job(protocol, method, setting))
+        def known(trial: Trial) -> Reached | None:
+            record = self.record(tuning_job(protocol, method, trial))
             if record is None:
                 return None
             done = record.status == "done"
             acc = scores(record.accuracy).acc if done else 0.0
-            return Tried(_settings(method, setting), acc, sum(record.seconds))
+            return Reached(acc, sum(record.seconds))
 
         return search(protocol.options.lr, method.grid, known)
 
@@ -219,24 +221,25 @@ class Lab:
                 yield Search(
                     protocol.name,
                     method.name,
-                    list(found.tried.values()),
+                    [_tried(method, setting, runs) for setting, runs in found.tried.items()],
                     _settings(method, found.chosen),
                     found.on_edge,
                 )
 
 
-def tuning_job(protocol: Protocol, method: Method, setting: Setting) -> Job:
-    """Return a run of a search, judged on validation images of the tuning repeat.
+def tuning_job(protocol: Protocol, method: Method, trial: Trial) -> Job:
+    """Return a run of a search, judged on validation images of a repeat that is never reported.
 
     Args:
         protocol: of the lab.
         method: of the protocol.
-        setting: to be tried.
+        trial: its settings and which repeat.
 
     Returns:
         The run.
     """
-    return _job(protocol, method, protocol.tuning_options(), setting, TUNING_SEED, "val")
+    seed = derive_seed("tuning", trial.repeat) if trial.repeat else TUNING_SEED
+    return _job(protocol, method, protocol.tuning_options(), trial.setting, seed, "val")
 
 
 def report_jobs(protocol: Protocol, method: Method, setting: Setting, seeds: int) -> list[Job]:
@@ -272,6 +275,15 @@ def _job(
 def _settings(method: Method, setting: Setting) -> dict[str, float]:
     own = {} if method.number is None or setting.value is None else {method.number: setting.value}
     return {"lr": setting.lr, **own}
+
+
+def _tried(method: Method, setting: Setting, runs: Sequence[Reached]) -> Tried:
+    return Tried(
+        _settings(method, setting),
+        fmean(run.acc_val for run in runs),
+        sum(run.seconds for run in runs),
+        len(runs),
+    )
 
 
 def _outcome(

@@ -45,13 +45,15 @@ class Tried:
 
     Attributes:
         settings: learning rate as "lr", and the method's own number by its name.
-        acc_val: ACC on validation images, 0 … 1; 0 for a run that diverged.
-        seconds: it took.
+        acc_val: mean ACC on validation images over its repeats, 0 … 1; a run that diverged is 0.
+        seconds: they took in all.
+        repeats: 1, and more for the finalists, among which the best is chosen.
     """
 
     settings: dict[str, float]
     acc_val: float
     seconds: float
+    repeats: int
 
 
 @dataclass(frozen=True)

@@ -39,10 +39,10 @@ RESULT_COLUMNS = (
 TUNING_COLUMNS = (
     Column("method"),
     Column("tried", "every value of each axis", wordy=True),
-    Column("cells", "runs of the search", falling=True),
+    Column("cells", "of the grid as it was at the end", falling=True),
     Column("diverged", "cells that did"),
     Column("chosen", wordy=True),
-    Column("validation ACC %", "of the chosen cell", falling=True),
+    Column("validation ACC %", "of the chosen cell, mean of its repeats", falling=True),
     Column("on an edge", "axes on whose edge the best lies"),
     Column("hours", "of the whole search"),
 )

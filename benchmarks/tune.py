@@ -3,16 +3,21 @@
 A method with a number starts from fifteen cells, three rates times five values; one without starts
 from five rates. While the best cell lies on an edge of the grid, that axis grows by its own ratio
 and the new cells are run, ``MAX_EXTENSIONS`` times an axis at most.
+
+One repeat a cell takes the luckiest of a method whose repeats scatter, and the more cells, the
+luckier. So the ``FINALISTS`` best cells are run on further repeats, ``REPEATS`` in all, and the
+best mean over these is chosen.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-
-from benchmarks.outcomes import Tried
+from statistics import fmean
 
 MAX_EXTENSIONS = 3
+FINALISTS = 3
+REPEATS = 3
 _RATE_RATIO = 3.0
 
 
@@ -30,32 +35,59 @@ class Setting:
 
 
 @dataclass(frozen=True)
+class Trial:
+    """One run of a search.
+
+    Attributes:
+        setting: its cell.
+        repeat: 0 … ``REPEATS`` - 1; the first is that of the grid, the others are the finalists'.
+    """
+
+    setting: Setting
+    repeat: int
+
+
+@dataclass(frozen=True)
+class Reached:
+    """What one run of a search came to.
+
+    Attributes:
+        acc_val: ACC on validation images, 0 … 1; 0 for a run that diverged.
+        seconds: it took.
+    """
+
+    acc_val: float
+    seconds: float
+
+
+@dataclass(frozen=True)
 class Found:
     """How far a search is.
 
     Attributes:
-        missing: settings still to be run; while there are any, ``chosen`` is None.
+        missing: runs still to be made; while there are any, ``chosen`` is None.
         chosen: the best setting.
-        tried: all cells by setting.
+        tried: what the finished runs of each cell reached, by repeat.
         on_edge: axes on whose edge the best lies all the same.
     """
 
-    missing: list[Setting]
+    missing: list[Trial]
     chosen: Setting | None
-    tried: dict[Setting, Tried]
+    tried: dict[Setting, list[Reached]]
     on_edge: tuple[str, ...] = ()
 
 
-def search(lr: float, grid: Sequence[float], known: Callable[[Setting], Tried | None]) -> Found:
-    """Return the best setting, or the cells that are needed to find it.
+def search(lr: float, grid: Sequence[float], known: Callable[[Trial], Reached | None]) -> Found:
+    """Return the best setting, or the runs that are needed to find it.
 
     Args:
         lr: the protocol's learning rate, the middle of the axis.
         grid: values of the method's number to start from; empty if it has none.
-        known: gives what a setting reached, None if it has still to be run.
+        known: gives what a run reached, None if it has still to be made.
 
     Returns:
-        The best of all cells; of equals the one that is nearest to the middle of the grid.
+        The best mean among the finalists; of equals the cell that is nearest to the middle of the
+        grid.
     """
     wide = 2 if not grid else 1
     rates = [_round(lr * _RATE_RATIO**power) for power in range(-wide, wide + 1)]
@@ -64,36 +96,55 @@ def search(lr: float, grid: Sequence[float], known: Callable[[Setting], Tried | 
     grown = {"lr": 0, "value": 0}
     while True:
         cells = [Setting(rate, value) for rate in rates for value in values]
-        found = {cell: known(cell) for cell in cells}
-        missing = [cell for cell, tried in found.items() if tried is None]
-        tried = {cell: one for cell, one in found.items() if one is not None}
+        tried, missing = _runs([Trial(cell, 0) for cell in cells], known)
         if missing:
             return Found(missing, None, tried)
-        best = _best(cells, rates, values, tried)
-        edges = dict(_edges(best, rates, values))
-        growing = [axis for axis in edges if grown[axis] < MAX_EXTENSIONS]
+        ranked = _ranked(tried, rates, values)
+        edges = _edges(ranked[0], rates, values)
+        growing = {axis: low for axis, low in edges if grown[axis] < MAX_EXTENSIONS}
         if not growing:
-            return Found([], best, tried, tuple(edges))
-        for axis in growing:
+            break
+        for axis, low in growing.items():
             grown[axis] += 1
             if axis == "lr":
-                _grow(rates, _RATE_RATIO, low=edges[axis])
+                _grow(rates, _RATE_RATIO, low=low)
             else:
-                _grow(values, ratio, low=edges[axis])
+                _grow(values, ratio, low=low)
+    repeats = range(REPEATS)
+    final, missing = _runs([Trial(c, r) for c in ranked[:FINALISTS] for r in repeats], known)
+    if missing:
+        return Found(missing, None, tried | final)
+    best = _ranked(final, rates, values)[0]
+    on_edge = tuple(axis for axis, _ in _edges(best, rates, values))
+    return Found([], best, tried | final, on_edge)
 
 
-def _best(
-    cells: Sequence[Setting],
-    rates: Sequence[float],
-    values: Sequence[float | None],
-    tried: dict[Setting, Tried],
-) -> Setting:
-    def off_centre(cell: Setting) -> float:
+def _runs(
+    trials: Sequence[Trial], known: Callable[[Trial], Reached | None]
+) -> tuple[dict[Setting, list[Reached]], list[Trial]]:
+    """Return what the finished ones reached, by cell, and those that are missing."""
+    tried: dict[Setting, list[Reached]] = {}
+    missing = []
+    for trial in trials:
+        reached = known(trial)
+        if reached is None:
+            missing.append(trial)
+        else:
+            tried.setdefault(trial.setting, []).append(reached)
+    return tried, missing
+
+
+def _ranked(
+    tried: dict[Setting, list[Reached]], rates: Sequence[float], values: Sequence[float | None]
+) -> list[Setting]:
+    """Return the cells, best mean first and of equals the one nearest to the middle."""
+
+    def rank(cell: Setting) -> tuple[float, float]:
         row = abs(rates.index(cell.lr) - (len(rates) - 1) / 2)
-        return row + abs(values.index(cell.value) - (len(values) - 1) / 2)
+        column = abs(values.index(cell.value) - (len(values) - 1) / 2)
+        return -fmean(one.acc_val for one in tried[cell]), row + column
 
-    top = max(tried[cell].acc_val for cell in cells)
-    return min((c for c in cells if tried[c].acc_val == top), key=off_centre)
+    return sorted(tried, key=rank)
 
 
 def _edges(

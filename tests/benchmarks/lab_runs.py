@@ -135,6 +135,6 @@ def _search(protocol: str, method: str, level: float, draw: random.Random) -> Se
             own = {_OWN[method]: 10.0**power} if method in _OWN else {}
             fall = 0.05 * abs(power - 2) + 0.04 * (lr != 0.05) + draw.uniform(0, 0.01)
             acc = 0.0 if lr == 0.2 and power == 4 else max(0.1, level - fall)
-            tried.append(Tried({"lr": lr, **own}, acc, 12.0))
+            tried.append(Tried({"lr": lr, **own}, acc, 12.0, 1))
     best = max(tried, key=lambda cell: cell.acc_val)
     return Search(protocol, method, tried, best.settings, ("lr",) if method == "si" else ())

@@ -102,14 +102,14 @@ def test_matrices_leave_out_joint_and_the_tasks_to_come():
 
 def test_curves_take_the_best_rate_of_each_value_and_cross_out_what_diverged():
     tried = [
-        Tried({"lr": lr, "ewc_lambda": value}, acc, 1.0)
+        Tried({"lr": lr, "ewc_lambda": value}, acc, 1.0, 1)
         for lr, value, acc in (
             (0.1, 1.0, 0.5), (0.2, 1.0, 0.6), (0.1, 100.0, 0.8), (0.2, 100.0, 0.0),
             (0.1, 1e4, 0.0), (0.2, 1e4, 0.0),
         )
     ]  # fmt: skip
     search = Search("p", "ewc", tried, {"lr": 0.1, "ewc_lambda": 100.0}, ("ewc_lambda",))
-    lr_only = Search("p", "naive", [Tried({"lr": x}, 0.5, 1.0) for x in (0.1, 0.2)], {"lr": 0.1})
+    lr_only = Search("p", "naive", [Tried({"lr": x}, 0.5, 1.0, 1) for x in (0.1, 0.2)], {"lr": 0.1})
     figure = search_curves([search, lr_only], STYLES)
     assert figure is not None
     drawn(figure)

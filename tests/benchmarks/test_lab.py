@@ -25,7 +25,7 @@ from benchmarks.outcomes import REGIMES
 from benchmarks.protocol_files import protocols, read
 from benchmarks.run import main, of_part, render
 from benchmarks.targets import load_targets
-from benchmarks.tune import Setting
+from benchmarks.tune import FINALISTS, REPEATS, Setting, Trial
 from flatcl.cells import run_cell
 from flatcl.errors import OptionError
 from flatcl.protocol import CompareOptions
@@ -99,12 +99,16 @@ def test_a_file_that_cannot_be_used_is_named(tmp_path, change, message):
 def test_tuning_sees_no_reported_seed_no_test_image_and_another_order_of_classes():
     one = replace(protocols()["split-mnist-domain"], options=DIGITS)
     for method in methods_of(one):
-        job = tuning_job(one, method, Setting(0.1, method.default))
-        assert (job.cell.seed, job.cell.split) == (TUNING_SEED, "val")
-        assert job.options.class_order == "drawn"
-        for reported in report_jobs(one, method, Setting(0.1, method.default), 10):
+        setting = Setting(0.1, method.default)
+        jobs = [tuning_job(one, method, Trial(setting, repeat)) for repeat in range(REPEATS)]
+        assert jobs[0].cell.seed == TUNING_SEED
+        assert len({job.cell.seed for job in jobs}) == REPEATS
+        for job in jobs:
+            assert job.cell.split == "val"
+            assert job.options.class_order == "drawn"
+        for reported in report_jobs(one, method, setting, 10):
             assert reported.cell.split == "test"
-            assert reported.cell.seed < TUNING_SEED
+            assert reported.cell.seed < min(job.cell.seed for job in jobs)
             assert reported.options.class_order == "natural"
     long = protocols()["permuted-mnist-20"]
     assert long.tuning_options().first_tasks == 3
@@ -156,9 +160,9 @@ def test_the_lab_makes_what_is_missing_once_and_tells_it_all(protocol, tmp_path)
         assert one.seconds["task_end"] >= 0
     (ldc,) = later.searches(protocol)
     assert len(ldc.tried) >= 15
-    assert max(t.acc_val for t in ldc.tried) == next(
-        t.acc_val for t in ldc.tried if t.settings == ldc.chosen
-    )
+    finalists = [t for t in ldc.tried if t.repeats == REPEATS]
+    assert len(finalists) == FINALISTS
+    assert max(finalists, key=lambda t: t.acc_val).settings == ldc.chosen
     tuned = next(o for o in outcomes if o.regime == "tuned")
     assert tuned.settings == ldc.chosen
     assert again.check(later, [protocol], 0)
@@ -169,7 +173,8 @@ def test_the_lab_makes_what_is_missing_once_and_tells_it_all(protocol, tmp_path)
     assert "Two tasks of digits" in page
     summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
     accs = [100 * sum(o.accuracy[-1]) / 2 for o in outcomes if o.regime == "tuned"]
-    assert summary["tiny"]["tuned"]["ldc"]["acc_mean"] == pytest.approx(sum(accs) / 2)
+    mean = summary["tiny"]["tuned"]["ldc"]["acc_mean"]
+    assert mean == pytest.approx(sum(accs) / 2, abs=1e-4)
 
 
 def test_every_judged_method_is_run_on_its_protocol():

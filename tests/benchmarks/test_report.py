@@ -166,7 +166,7 @@ def test_the_main_page_gets_the_headline_and_keeps_the_rest(made):
 def test_a_report_of_few_runs_can_be_written(tmp_path):
     few = {"protocol": NAME, "regime": "default"}
     outcomes = [*runs("ldc", [0.9], **few), run("ewc", 0, 0.1, status="diverged", **few)]
-    tried = [Tried({"lr": 0.1, "ewc_lambda": x}, 0.0, 1.0) for x in (1.0, 10.0)]
+    tried = [Tried({"lr": 0.1, "ewc_lambda": x}, 0.0, 1.0, 1) for x in (1.0, 10.0)]
     search = Search(NAME, "ewc", tried, tried[0].settings, ())
     write_report(outcomes, [search], PROTOCOLS, tmp_path)
     markdown = (tmp_path / "README.md").read_text(encoding="utf-8")

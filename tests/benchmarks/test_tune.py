@@ -6,25 +6,26 @@ import math
 
 import pytest
 
-from benchmarks.outcomes import Tried
-from benchmarks.tune import MAX_EXTENSIONS, Found, Setting, search
+from benchmarks.tune import FINALISTS, MAX_EXTENSIONS, REPEATS, Found, Reached, Setting, search
 
 GRID = (1.0, 10.0, 100.0, 1000.0, 10000.0)
+FURTHER = FINALISTS * (REPEATS - 1)
 
 
-def run(curve, lr=0.1, grid=GRID):
-    """Search to the end; return what was found and the settings in the order they were asked."""
-    known: dict[Setting, Tried] = {}
-    asked: list[Setting] = []
+def run(curve, lr=0.1, grid=GRID, luck=lambda setting, repeat: 0.0):
+    """Search to the end; return what was found and the runs in the order they were asked."""
+    known = {}
+    asked = []
     while True:
         found: Found = search(lr, grid, known.get)
         if found.chosen is not None:
             return found, asked
         assert found.missing
-        for setting in found.missing:
-            assert setting not in known
-            asked.append(setting)
-            known[setting] = Tried({"lr": setting.lr}, curve(setting), 1.0)
+        for trial in found.missing:
+            assert trial not in known
+            asked.append(trial)
+            acc = curve(trial.setting) + luck(trial.setting, trial.repeat)
+            known[trial] = Reached(acc, 1.0)
 
 
 def peak(lr, value):
@@ -40,8 +41,9 @@ def peak(lr, value):
 def test_every_method_starts_from_as_many_cells_and_a_top_inside_ends_it():
     found, asked = run(peak(0.1, 100.0))
     assert found.chosen == Setting(0.1, 100.0)
-    assert len(asked) == len(found.tried) == 15
-    assert sorted({s.lr for s in asked}) == [0.0333, 0.1, 0.3]
+    assert len(found.tried) == 15
+    assert len(asked) == 15 + FURTHER
+    assert sorted({trial.setting.lr for trial in asked}) == [0.0333, 0.1, 0.3]
     assert found.on_edge == ()
 
 
@@ -53,24 +55,39 @@ def test_every_method_starts_from_as_many_cells_and_a_top_inside_ends_it():
 def test_an_edge_grows_until_the_top_lies_inside(top, cells):
     found, asked = run(peak(*top))
     assert found.chosen == Setting(*top)
-    assert len(asked) == len(set(asked)) == cells
+    assert len(found.tried) == cells
+    assert len(asked) == len(set(asked)) == cells + FURTHER
     assert found.on_edge == ()
 
 
 def test_a_top_that_is_never_reached_is_reported_on_the_edge():
-    found, asked = run(lambda s: s.lr * 1e-3 + math.log10(s.value) * 1e-6)
+    found, _ = run(lambda s: s.lr * 1e-3 + math.log10(s.value) * 1e-6)
     assert set(found.on_edge) == {"lr", "value"}
-    assert len(asked) == (3 + MAX_EXTENSIONS) * (5 + MAX_EXTENSIONS)
+    assert len(found.tried) == (3 + MAX_EXTENSIONS) * (5 + MAX_EXTENSIONS)
     assert found.chosen == Setting(8.1, 1e7)
 
 
 def test_a_plateau_is_no_reason_to_grow_and_its_middle_is_taken():
-    found, asked = run(lambda _: 0.5)
+    found, _ = run(lambda _: 0.5)
     assert found.chosen == Setting(0.1, 100.0)
-    assert len(asked) == 15
+    assert len(found.tried) == 15
 
 
 def test_a_method_without_a_number_has_five_rates():
-    found, asked = run(lambda s: -abs(math.log(s.lr / 0.1)), grid=())
+    found, asked = run(lambda s: 1 - abs(math.log(s.lr / 0.1)), grid=())
     assert found.chosen == Setting(0.1, None)
-    assert [s.lr for s in asked] == [0.0111, 0.0333, 0.1, 0.3, 0.9]
+    assert [trial.setting.lr for trial in asked[:5]] == [0.0111, 0.0333, 0.1, 0.3, 0.9]
+    assert len(asked) == 5 + FURTHER
+
+
+def test_a_lucky_repeat_of_a_cell_does_not_choose_it():
+    lucky = Setting(0.0333, 1000.0)
+    top = Setting(0.1, 100.0)
+    found, _ = run(
+        peak(top.lr, top.value), luck=lambda s, repeat: 0.7 * (s == lucky and repeat == 0)
+    )
+    assert found.chosen == top
+    assert len(found.tried[lucky]) == REPEATS
+    finalists = [cell for cell, runs in found.tried.items() if len(runs) == REPEATS]
+    assert len(finalists) == FINALISTS
+    assert all(len(runs) in (1, REPEATS) for runs in found.tried.values())
