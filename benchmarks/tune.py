@@ -6,7 +6,8 @@ and the new cells are run, ``MAX_EXTENSIONS`` times an axis at most.
 
 One repeat a cell takes the luckiest of a method whose repeats scatter, and the more cells, the
 luckier. So the ``FINALISTS`` best cells are run on further repeats, ``REPEATS`` in all, and the
-best mean over these is chosen.
+best mean over these is chosen; if it lies on an edge, the grid grows in the same way, and the best
+cells of the larger grid join the finalists.
 """
 
 from __future__ import annotations
@@ -94,29 +95,36 @@ def search(lr: float, grid: Sequence[float], known: Callable[[Trial], Reached | 
     values: list[float | None] = list(grid) or [None]
     ratio = grid[1] / grid[0] if grid else 1.0
     grown = {"lr": 0, "value": 0}
+    finalists: list[Setting] = []
+
+    def growing(best: Setting) -> dict[str, bool]:
+        edges = _edges(best, rates, values)
+        return {axis: low for axis, low in edges if grown[axis] < MAX_EXTENSIONS}
+
     while True:
         cells = [Setting(rate, value) for rate in rates for value in values]
         tried, missing = _runs([Trial(cell, 0) for cell in cells], known)
         if missing:
             return Found(missing, None, tried)
         ranked = _ranked(tried, rates, values)
-        edges = _edges(ranked[0], rates, values)
-        growing = {axis: low for axis, low in edges if grown[axis] < MAX_EXTENSIONS}
-        if not growing:
-            break
-        for axis, low in growing.items():
+        axes = growing(ranked[0])
+        if not axes:
+            finalists += [cell for cell in ranked[:FINALISTS] if cell not in finalists]
+            trials = [Trial(cell, repeat) for cell in finalists for repeat in range(REPEATS)]
+            final, missing = _runs(trials, known)
+            if missing:
+                return Found(missing, None, tried | final)
+            best = _ranked(final, rates, values)[0]
+            axes = growing(best)
+            if not axes:
+                on_edge = tuple(axis for axis, _ in _edges(best, rates, values))
+                return Found([], best, tried | final, on_edge)
+        for axis, low in axes.items():
             grown[axis] += 1
             if axis == "lr":
                 _grow(rates, _RATE_RATIO, low=low)
             else:
                 _grow(values, ratio, low=low)
-    repeats = range(REPEATS)
-    final, missing = _runs([Trial(c, r) for c in ranked[:FINALISTS] for r in repeats], known)
-    if missing:
-        return Found(missing, None, tried | final)
-    best = _ranked(final, rates, values)[0]
-    on_edge = tuple(axis for axis, _ in _edges(best, rates, values))
-    return Found([], best, tried | final, on_edge)
 
 
 def _runs(

@@ -91,3 +91,10 @@ def test_a_lucky_repeat_of_a_cell_does_not_choose_it():
     finalists = [cell for cell, runs in found.tried.items() if len(runs) == REPEATS]
     assert len(finalists) == FINALISTS
     assert all(len(runs) in (1, REPEATS) for runs in found.tried.values())
+
+
+def test_an_edge_that_only_the_mean_finds_best_grows_too():
+    lucky = Setting(0.1, 10.0)
+    found, _ = run(peak(0.1, 1e6), luck=lambda s, repeat: 0.4 * (s == lucky and repeat == 0))
+    assert found.chosen == Setting(0.1, 1e6)
+    assert found.on_edge == ()
