@@ -1,4 +1,4 @@
-"""How much of the way from the best EWC to joint training LDC goes."""
+"""How much of the way from the best EWC, or Naive if that is better, to joint training LDC goes."""
 
 from __future__ import annotations
 
@@ -95,22 +95,25 @@ def joint_of(collected: Collected, protocol: str) -> Entry | None:
 class Gap:
     """How much of the way from the best tuned EWC to joint training LDC goes at its defaults.
 
+    EWC with λ = 0 is Naive, so where tuned Naive is above every EWC (its search has the learning
+    rate alone to go through), the way begins there.
+
     Attributes:
         protocol: its name.
-        ewc: the variant of EWC.
-        width: joint less EWC, points, on the seeds that all three finished.
-        share: (LDC - EWC) / (joint - EWC) of the means over those seeds; above 1 if LDC is above
-            joint, below 0 if it is under EWC; None if there is no gap to close.
+        base: the variant of EWC, or of Naive, that the way begins at.
+        width: joint less base, points, on the seeds that all three finished.
+        share: (LDC - base) / (joint - base) of the means over those seeds; above 1 if LDC is above
+            joint, below 0 if it is under the base; None if there is no gap to close.
     """
 
     protocol: str
-    ewc: str
+    base: str
     width: Estimate
     share: float | None
 
 
 def gap_closed(collected: Collected, protocol: str) -> Gap | None:
-    """Return the share of joint - EWC that LDC closes on a protocol.
+    """Return the share of joint - base that LDC closes on a protocol.
 
     A gap whose 95 % interval reaches 0 (or which is not positive, with a single seed) is none: the
     share would be a ratio of noise. That does not depend on LDC.
@@ -123,11 +126,11 @@ def gap_closed(collected: Collected, protocol: str) -> Gap | None:
         The gap; None without finished runs of tuned EWC, LDC at its defaults and joint on a
         common seed.
     """
-    ewc, joint = best(collected, protocol, EWC), joint_of(collected, protocol)
-    if ewc is None or joint is None:
+    base, joint = best(collected, protocol, (*EWC, *CONTROL)), joint_of(collected, protocol)
+    if base is None or joint is None or best(collected, protocol, EWC) is None:
         return None
     high = collected.acc(protocol, joint.regime, joint.method)
-    low = collected.acc(protocol, ewc.regime, ewc.method)
+    low = collected.acc(protocol, base.regime, base.method)
     ldc = collected.acc(protocol, "default", REFERENCE)
     seeds = sorted(set(high) & set(low) & set(ldc))
     if not seeds:
@@ -136,8 +139,8 @@ def gap_closed(collected: Collected, protocol: str) -> Gap | None:
     mean, half = mean_ci95(gaps)
     width = Estimate(mean, half, len(gaps))
     if mean - (half or 0.0) <= 0:
-        return Gap(protocol, ewc.method, width, None)
-    return Gap(protocol, ewc.method, width, fmean(ldc[s] - low[s] for s in seeds) / mean)
+        return Gap(protocol, base.method, width, None)
+    return Gap(protocol, base.method, width, fmean(ldc[s] - low[s] for s in seeds) / mean)
 
 
 def mean_share(gaps: Sequence[Gap]) -> float | None:

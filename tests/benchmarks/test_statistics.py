@@ -193,9 +193,19 @@ def triple(ewc, ldc, joint, seeds=(0, 1, 2), protocol="p") -> list[Outcome]:
 def test_gap_closed_by_hand(ewc, ldc, joint, share):
     gap = gap_closed(Collected(triple(ewc, ldc, joint)), "p")
     assert gap is not None
-    assert gap.ewc == "ewc"
+    assert gap.base == "ewc"
     assert gap.width.mean == pytest.approx(100 * (joint - ewc), abs=0.03)
     assert gap.share == pytest.approx(share, abs=0.01)
+
+
+def test_the_gap_begins_at_naive_where_that_is_above_every_ewc():
+    level = triple(0.70, 0.89, 0.90)
+    naive = [replace(one, method="naive-tuned") for one in triple(0.80, 0.0, 0.0)[:3]]
+    gap = gap_closed(Collected([*level, *naive]), "p")
+    assert gap is not None
+    assert gap.base == "naive-tuned"
+    assert gap.share == pytest.approx(0.9, abs=0.01)
+    assert gap_closed(Collected([*naive, *level[3:]]), "p") is None  # no EWC, no gap to it
 
 
 def test_there_is_no_gap_where_joint_is_not_above_ewc():
