@@ -144,7 +144,7 @@ class Lab:
             acc = scores(record.accuracy).acc if done else 0.0
             return Reached(acc, sum(record.seconds))
 
-        return search(protocol.options.lr, method.grid, known)
+        return search(protocol.options.lr, method.grid, known, most=method.most)
 
     def missing(
         self, protocol: Protocol, method: Method, regimes: Sequence[Regime], seeds: int

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 import pkgutil
 import re
 import sys
@@ -30,6 +31,7 @@ class Method:
         runs_as: the method of ``flatcl.cells`` that it is.
         number: its own number that is tuned; None if it has none.
         grid: values to start from, equal ratios.
+        most: the largest value that the number can have.
         default: the number where nothing is tuned for anyone; its source is beside it in the table
             below.
         change: what it changes in a protocol's options.
@@ -40,6 +42,7 @@ class Method:
     runs_as: str
     number: str | None = None
     grid: tuple[float, ...] = ()
+    most: float = math.inf
     default: float | None = None
     change: Change = lambda options, _: options
     class_incremental: bool = False
@@ -114,6 +117,7 @@ DEFAULTS: dict[str, float] = {
     "rwalk-stock": 1.0,
     "kfac-laplace": 1.0,  # the exact Bayesian weight
 }
+MOST = {"gpm": 1.0}  # a share of energy
 CORE = ("naive-tuned", "ewc", "ewc-online", "si", "mas", "gpm", "kfac-laplace", "ldc", "joint")
 FENG_TU = ("naive", "ewc", "ldc", "ldc-published", "joint")
 # Shown beside their better kin on one permuted and one split protocol: estimators of EWC's Fisher
@@ -138,9 +142,9 @@ def lab_methods() -> dict[str, Method]:
     found = {name: _of(rival) for name, rival in RIVALS.items() if name != "joint"}
     del found["ldc-replay"]  # it comes by sizes of its buffer
     found["er"] = replace(found.pop("replay"), name="er", change=_at_ldc_bytes)
-    found["ldc"] = Method("ldc", "ldc", "strength", _STRENGTHS, None, change=_strength)
+    found["ldc"] = Method("ldc", "ldc", "strength", _STRENGTHS, change=_strength)
     found["ldc-published"] = Method(
-        "ldc-published", "ldc", "strength", _STRENGTHS, None, change=_published
+        "ldc-published", "ldc", "strength", _STRENGTHS, change=_published
     )
     for images in MEMORIES:
         for name in ("replay", "ldc-replay"):
@@ -158,7 +162,8 @@ def _of(rival: Rival) -> Method:
     default = DEFAULTS.get(rival.name)
     if default is None and rival.grid:
         default = rival.grid[len(rival.grid) // 2]
-    return Method(rival.name, rival.name, rival.hyperparameter, rival.grid, default)
+    most = MOST.get(rival.name, math.inf)
+    return Method(rival.name, rival.name, rival.hyperparameter, rival.grid, most, default)
 
 
 def _files_of(module: ModuleType) -> tuple[Path, ...]:

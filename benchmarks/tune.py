@@ -12,6 +12,7 @@ cells of the larger grid join the finalists.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from statistics import fmean
@@ -78,13 +79,20 @@ class Found:
     on_edge: tuple[str, ...] = ()
 
 
-def search(lr: float, grid: Sequence[float], known: Callable[[Trial], Reached | None]) -> Found:
+def search(
+    lr: float,
+    grid: Sequence[float],
+    known: Callable[[Trial], Reached | None],
+    *,
+    most: float = math.inf,
+) -> Found:
     """Return the best setting, or the runs that are needed to find it.
 
     Args:
         lr: the protocol's learning rate, the middle of the axis.
         grid: values of the method's number to start from; empty if it has none.
         known: gives what a run reached, None if it has still to be made.
+        most: the largest value that the method's number can have; the grid ends there.
 
     Returns:
         The best mean among the finalists; of equals the cell that is nearest to the middle of the
@@ -98,8 +106,11 @@ def search(lr: float, grid: Sequence[float], known: Callable[[Trial], Reached | 
     finalists: list[Setting] = []
 
     def growing(best: Setting) -> dict[str, bool]:
-        edges = _edges(best, rates, values)
-        return {axis: low for axis, low in edges if grown[axis] < MAX_EXTENSIONS}
+        return {
+            axis: low
+            for axis, low in _edges(best, rates, values)
+            if grown[axis] < MAX_EXTENSIONS and (axis == "lr" or low or best.value != most)
+        }
 
     while True:
         cells = [Setting(rate, value) for rate in rates for value in values]
@@ -122,9 +133,9 @@ def search(lr: float, grid: Sequence[float], known: Callable[[Trial], Reached | 
         for axis, low in axes.items():
             grown[axis] += 1
             if axis == "lr":
-                _grow(rates, _RATE_RATIO, low=low)
+                _grow(rates, _RATE_RATIO, low=low, most=math.inf)
             else:
-                _grow(values, ratio, low=low)
+                _grow(values, ratio, low=low, most=most)
 
 
 def _runs(
@@ -164,10 +175,14 @@ def _edges(
             yield axis, at == points[0]
 
 
-def _grow(points: list[float] | list[float | None], ratio: float, *, low: bool) -> None:
+def _grow(
+    points: list[float] | list[float | None], ratio: float, *, low: bool, most: float
+) -> None:
     edge = points[0] if low else points[-1]
     assert edge is not None  # only axes with values grow
-    points.insert(0 if low else len(points), _round(edge / ratio if low else edge * ratio))
+    points.insert(
+        0 if low else len(points), _round(edge / ratio if low else min(edge * ratio, most))
+    )
 
 
 def _round(value: float) -> float:

@@ -12,12 +12,12 @@ GRID = (1.0, 10.0, 100.0, 1000.0, 10000.0)
 FURTHER = FINALISTS * (REPEATS - 1)
 
 
-def run(curve, lr=0.1, grid=GRID, luck=lambda setting, repeat: 0.0):
+def run(curve, lr=0.1, grid=GRID, luck=lambda setting, repeat: 0.0, most=math.inf):
     """Search to the end; return what was found and the runs in the order they were asked."""
     known = {}
     asked = []
     while True:
-        found: Found = search(lr, grid, known.get)
+        found: Found = search(lr, grid, known.get, most=most)
         if found.chosen is not None:
             return found, asked
         assert found.missing
@@ -98,3 +98,11 @@ def test_an_edge_that_only_the_mean_finds_best_grows_too():
     found, _ = run(peak(0.1, 1e6), luck=lambda s, repeat: 0.4 * (s == lucky and repeat == 0))
     assert found.chosen == Setting(0.1, 1e6)
     assert found.on_edge == ()
+
+
+def test_the_grid_ends_at_the_largest_value_that_there_can_be():
+    shares = (0.003, 0.01, 0.03, 0.1, 0.3)
+    found, asked = run(lambda s: s.value - abs(math.log10(s.lr / 0.1)), grid=shares, most=1.0)
+    assert max(trial.setting.value for trial in asked) == 1.0
+    assert found.chosen == Setting(0.1, 1.0)
+    assert found.on_edge == ("value",)
