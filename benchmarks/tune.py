@@ -109,7 +109,7 @@ def search(
         return {
             axis: low
             for axis, low in _edges(best, rates, values)
-            if grown[axis] < MAX_EXTENSIONS and (axis == "lr" or low or best.value != most)
+            if grown[axis] < MAX_EXTENSIONS and (axis == "lr" or best.value != most)
         }
 
     while True:
@@ -180,9 +180,8 @@ def _grow(
 ) -> None:
     edge = points[0] if low else points[-1]
     assert edge is not None  # only axes with values grow
-    points.insert(
-        0 if low else len(points), _round(edge / ratio if low else min(edge * ratio, most))
-    )
+    beyond = min(edge / ratio if low else edge * ratio, most)
+    points.insert(0 if low else len(points), _round(beyond))
 
 
 def _round(value: float) -> float:

@@ -100,8 +100,9 @@ def test_an_edge_that_only_the_mean_finds_best_grows_too():
     assert found.on_edge == ()
 
 
-def test_the_grid_ends_at_the_largest_value_that_there_can_be():
-    shares = (0.003, 0.01, 0.03, 0.1, 0.3)
+@pytest.mark.parametrize("falling", [False, True])
+def test_the_grid_ends_at_the_largest_value_that_there_can_be(falling):
+    shares = sorted((0.003, 0.01, 0.03, 0.1, 0.3), reverse=falling)
     found, asked = run(lambda s: s.value - abs(math.log10(s.lr / 0.1)), grid=shares, most=1.0)
     assert max(trial.setting.value for trial in asked) == 1.0
     assert found.chosen == Setting(0.1, 1.0)
