@@ -238,6 +238,7 @@ def tuning_job(protocol: Protocol, method: Method, trial: Trial) -> Job:
     Returns:
         The run.
     """
+    # The grid's repeat is the one that `flatcl compare` tunes on; the others are the lab's alone.
     seed = derive_seed("tuning", trial.repeat) if trial.repeat else TUNING_SEED
     return _job(protocol, method, protocol.tuning_options(), trial.setting, seed, "val")
 

@@ -107,8 +107,8 @@ def search(
 
     def growing(best: Setting) -> dict[str, bool]:
         return {
-            axis: low
-            for axis, low in _edges(best, rates, values)
+            axis: first
+            for axis, first in _edges(best, rates, values)
             if grown[axis] < MAX_EXTENSIONS and (axis == "lr" or best.value != most)
         }
 
@@ -130,12 +130,12 @@ def search(
             if not axes:
                 on_edge = tuple(axis for axis, _ in _edges(best, rates, values))
                 return Found([], best, tried | final, on_edge)
-        for axis, low in axes.items():
+        for axis, first in axes.items():
             grown[axis] += 1
             if axis == "lr":
-                _grow(rates, _RATE_RATIO, low=low, most=math.inf)
+                _grow(rates, _RATE_RATIO, first=first, most=math.inf)
             else:
-                _grow(values, ratio, low=low, most=most)
+                _grow(values, ratio, first=first, most=most)
 
 
 def _runs(
@@ -169,19 +169,20 @@ def _ranked(
 def _edges(
     best: Setting, rates: Sequence[float], values: Sequence[float | None]
 ) -> Iterator[tuple[str, bool]]:
-    """Yield each axis on whose edge the best lies, and whether that is the lower one."""
+    """Yield each axis on whose edge the best lies, and whether that is its first point."""
     for axis, points, at in (("lr", rates, best.lr), ("value", values, best.value)):
         if len(points) > 1 and at in (points[0], points[-1]):
             yield axis, at == points[0]
 
 
 def _grow(
-    points: list[float] | list[float | None], ratio: float, *, low: bool, most: float
+    points: list[float] | list[float | None], ratio: float, *, first: bool, most: float
 ) -> None:
-    edge = points[0] if low else points[-1]
+    """Add a point past the first or the last; a method's grid may rise or fall."""
+    edge = points[0] if first else points[-1]
     assert edge is not None  # only axes with values grow
-    beyond = min(edge / ratio if low else edge * ratio, most)
-    points.insert(0 if low else len(points), _round(beyond))
+    beyond = min(edge / ratio if first else edge * ratio, most)
+    points.insert(0 if first else len(points), _round(beyond))
 
 
 def _round(value: float) -> float:
