@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import fmean
 
 from benchmarks.carried import Carried, Repeat
-from benchmarks.lab_methods import CORE, FENG_TU, VARIANTS, Method, lab_methods
+from benchmarks.lab_methods import CORE, FENG_TU, PLAIN, VARIANTS, Method, lab_methods
 from benchmarks.outcomes import REGIMES, Outcome, Regime, Search, Tried
 from benchmarks.protocol_files import Protocol
 from benchmarks.tune import Found, Reached, Setting, Trial, search
@@ -133,8 +133,12 @@ class Lab:
             method: of the protocol.
 
         Returns:
-            The search.
+            The search; with nothing missing and nothing chosen while Naive's goes on.
         """
+        plain = _plain(protocol, method)
+        of_plain = self.setting(protocol, plain, "tuned") if plain else None
+        if plain and of_plain is None:
+            return Found([], None, {})
 
         def known(trial: Trial) -> Reached | None:
             record = self.record(tuning_job(protocol, method, trial))
@@ -144,7 +148,13 @@ class Lab:
             acc = scores(record.accuracy).acc if done else 0.0
             return Reached(acc, sum(record.seconds))
 
-        return search(protocol.options.lr, method.grid, known, most=method.most)
+        return search(
+            protocol.options.lr,
+            method.grid,
+            known,
+            most=method.most,
+            beside=of_plain.lr if of_plain else None,
+        )
 
     def missing(
         self, protocol: Protocol, method: Method, regimes: Sequence[Regime], seeds: int
@@ -158,16 +168,22 @@ class Lab:
             seeds: repeats at most.
 
         Returns:
-            Those of the search while it goes on, then those that are reported.
+            Those of the search, or first of Naive's, while it goes on; then those that are
+            reported.
         """
         jobs: list[Job] = []
         for regime in regimes:
             found = self._found(protocol, method, regime)
             if found.chosen is None:
-                jobs += [tuning_job(protocol, method, one) for one in found.missing]
+                jobs += self._search_jobs(protocol, method)
             else:
                 jobs += report_jobs(protocol, method, found.chosen, seeds)
         return [job for job in dict.fromkeys(jobs) if self.record(job) is None]
+
+    def _search_jobs(self, protocol: Protocol, method: Method) -> list[Job]:
+        jobs = [tuning_job(protocol, method, one) for one in self.search(protocol, method).missing]
+        plain = _plain(protocol, method)
+        return jobs or (self._search_jobs(protocol, plain) if plain else [])
 
     def setting(self, protocol: Protocol, method: Method, regime: Regime) -> Setting | None:
         """Return a method's settings in a regime.
@@ -225,6 +241,14 @@ class Lab:
                     _settings(method, found.chosen),
                     found.on_edge,
                 )
+
+
+def _plain(protocol: Protocol, method: Method) -> Method | None:
+    """Return Naive's row whose rate a method's search tries too."""
+    order = [*PLAIN, method.name]
+    before = order[: order.index(method.name)]
+    rows = {one.name: one for one in methods_of(protocol) if one.name in before}
+    return rows[max(rows, key=before.index)] if rows else None
 
 
 def tuning_job(protocol: Protocol, method: Method, trial: Trial) -> Job:

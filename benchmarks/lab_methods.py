@@ -127,6 +127,9 @@ VARIANTS = ("ewc-sampled", "ewc-empirical", "si-stock", "lwf-stock", "rwalk-stoc
 # methods without memory given the rehearsal that LDC has, marked +r.
 MEMORIES = (50, 200, 1000, 4000)
 REHEARSED = ("naive", "l2", "ewc", "ewc-online", "si", "mas", "lwf")
+# Naive's own rows, in the order in which they are tuned: what comes after is also tried at the rate
+# of the last (``tune``).
+PLAIN = ("naive-tuned", "naive")
 _STRENGTHS = (0.35, 1.1, 3.5, 11.0, 35.0)
 
 

@@ -48,14 +48,15 @@ def fill(
     failed: list[Job] = []
     with _workers(where) as parallel:
         while True:
-            wanted = [
+            found = (
                 job
                 for protocol in chosen
                 for method in methods_of(protocol)
                 if not methods or method.name in methods
                 for job in lab.missing(protocol, method, regimes, seeds)
                 if job not in failed
-            ]
+            )
+            wanted = list(dict.fromkeys(found))  # methods may need the same search
             if not wanted or time.monotonic() > until:
                 return failed
             failed += _round(wanted, parallel, until)

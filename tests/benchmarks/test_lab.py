@@ -158,7 +158,11 @@ def test_the_lab_makes_what_is_missing_once_and_tells_it_all(protocol, tmp_path)
         assert len(one.accuracy) == 2
         assert one.seconds["training"] > 0
         assert one.seconds["task_end"] >= 0
-    (ldc,) = later.searches(protocol)
+    searched = {one.method: one for one in later.searches(protocol)}
+    assert set(searched) == {"naive-tuned", "ldc"}  # whose rate LDC's search tries too
+    ldc = searched["ldc"]
+    at_naives = [t for t in ldc.tried if t.settings["lr"] == searched["naive-tuned"].chosen["lr"]]
+    assert len(at_naives) >= 5
     assert len(ldc.tried) >= 15
     finalists = [t for t in ldc.tried if t.repeats == REPEATS]
     assert len(finalists) == FINALISTS
@@ -212,21 +216,21 @@ def test_runs_by_earlier_code_count_where_one_made_again_comes_out_the_same(
     protocol, monkeypatch, altered
 ):
     """Through two changes of code; the first is carried over, and so the second carries both."""
-    ldc = lab_methods()["ldc"]
-    fill(Lab(), protocol)
-    assert Lab().missing(protocol, ldc, REGIMES, 9) == []
+    naive = lab_methods()["naive-tuned"]  # whose search needs no other's
+    fill(Lab(), protocol, methods=(naive.name,))
+    assert Lab().missing(protocol, naive, REGIMES, 9) == []
     for number in range(2):
         monkeypatch.setattr("flatcl.records.code_of", lambda *_, n=number: f"later{n}")
-        assert Lab().missing(protocol, ldc, REGIMES, 9)
+        assert Lab().missing(protocol, naive, REGIMES, 9)
         if altered and number == 1:
             for path in (lab_module.RESULTS / "tiny" / "runs").glob("*.json"):
                 path.write_text(path.read_text().replace('"bytes_held": ', '"bytes_held": 1'))
         lab = Lab()
-        found = again.carry_over(lab, [protocol], ("ldc",), Cluster(jobs=1))
+        found = again.carry_over(lab, [protocol], (naive.name,), Cluster(jobs=1))
         assert sum(found) == number + 1
         assert found[1] == (2 if altered and number == 1 else 0)
         for known in (lab, Lab()):
-            assert bool(known.missing(protocol, ldc, REGIMES, 9)) == (altered and number == 1)
+            assert bool(known.missing(protocol, naive, REGIMES, 9)) == (altered and number == 1)
     assert len(list(Lab().outcomes(protocol))) == (1 if altered else 4)
 
 

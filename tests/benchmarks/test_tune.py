@@ -12,12 +12,12 @@ GRID = (1.0, 10.0, 100.0, 1000.0, 10000.0)
 FURTHER = FINALISTS * (REPEATS - 1)
 
 
-def run(curve, lr=0.1, grid=GRID, luck=lambda setting, repeat: 0.0, most=math.inf):
+def run(curve, lr=0.1, grid=GRID, luck=lambda setting, repeat: 0.0, most=math.inf, beside=None):
     """Search to the end; return what was found and the runs in the order they were asked."""
     known = {}
     asked = []
     while True:
-        found: Found = search(lr, grid, known.get, most=most)
+        found: Found = search(lr, grid, known.get, most=most, beside=beside)
         if found.chosen is not None:
             return found, asked
         assert found.missing
@@ -107,3 +107,31 @@ def test_the_grid_ends_at_the_largest_value_that_there_can_be(falling):
     assert max(trial.setting.value for trial in asked) == 1.0
     assert found.chosen == Setting(0.1, 1.0)
     assert found.on_edge == ("value",)
+
+
+def two_hills(setting):
+    """A hill in the grid's middle, and past a valley what a tiny rate reaches at any value."""
+    return peak(0.1, 100.0)(setting) * (setting.lr > 1e-3) / 2 or 0.4 + 0.4 * (setting.lr < 1e-4)
+
+
+def test_a_rate_past_a_valley_is_found_from_beside_the_grid():
+    found, _ = run(two_hills)
+    assert found.chosen == Setting(0.1, 100.0)
+    found, asked = run(two_hills, beside=1e-5)
+    assert found.chosen == Setting(1e-5, 100.0)  # the middle of equals
+    assert found.on_edge == ()
+    assert len(asked) == 15 + 5 + 2 * FINALISTS
+    assert {t.setting.value for t in asked if t.setting.lr == 1e-5} == set(GRID)
+
+
+def test_beside_the_grid_only_the_values_grow():
+    found, _ = run(lambda s: (s.lr == 1e-5) / (1 + abs(math.log10(s.value / 0.1))), beside=1e-5)
+    assert found.chosen == Setting(1e-5, 0.1)
+    assert {setting.lr for setting in found.tried} == {1e-5, 0.0333, 0.1, 0.3}
+    assert {setting.value for setting in found.tried} == {0.01, 0.1, *GRID}
+
+
+def test_a_rate_beside_is_no_other_where_the_grid_has_it_and_loses_ties():
+    assert run(peak(0.1, 100.0), beside=0.3) == run(peak(0.1, 100.0))
+    found, _ = run(lambda _: 0.5, beside=1e-5)
+    assert found.chosen == Setting(0.1, 100.0)
