@@ -20,6 +20,7 @@ class ProtocolAbout:
         departs: where it departs from that, and why; empty if nowhere.
         kind: how its tasks differ.
         targets: published figures, each (method, published, tolerance, source).
+        methods: that it compares; a table names those of them that have no run in it.
     """
 
     title: str
@@ -28,3 +29,4 @@ class ProtocolAbout:
     departs: str
     kind: Kind
     targets: Sequence[Target] = ()
+    methods: Sequence[str] = ()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from benchmarks.collected import Collected
 from benchmarks.families import in_order, information, naive_of
@@ -64,6 +64,7 @@ def result_view(
     regime: Regime,
     searches: Mapping[str, Search],
     judged: Sequence[Judged] = (),
+    compared: Sequence[str] = (),
 ) -> View:
     """Return the table of a protocol and regime.
 
@@ -73,6 +74,7 @@ def result_view(
         regime: whose.
         searches: the protocol's, by method; they concern the tuned regime alone.
         judged: published figures; those of this regime's concern the table.
+        compared: methods that belong there; those without a run are named below.
 
     Returns:
         A row a method.
@@ -90,7 +92,7 @@ def result_view(
         rows.append(
             Row(line.method, _cells(line, naive), sorted(notes.index(note) + 1 for note in own))
         )
-    return View(RESULT_COLUMNS, rows, notes, remarks=_remarks(lines))
+    return View(RESULT_COLUMNS, rows, notes, remarks=list(_remarks(lines, compared)))
 
 
 def _cells(line: Line, naive: Estimate | None) -> list[Cell]:
@@ -138,11 +140,13 @@ def _notes(line: Line, regime: Regime, search: Search | None) -> Iterable[str]:
         yield f"Wilcoxon's test does not bear the difference out (p {p_text(versus.p_wilcoxon)})."
 
 
-def _remarks(lines: Sequence[Line]) -> list[str]:
+def _remarks(lines: Sequence[Line], compared: Sequence[str]) -> Iterator[str]:
     pairs = max((line.versus.difference.n for line in lines if line.versus), default=0)
-    if not 1 <= pairs < WILCOXON_PAIRS:
-        return []
-    return [f"{pairs} pairs at most: Wilcoxon's test, from 6 on, cannot check the t-test."]
+    if 1 <= pairs < WILCOXON_PAIRS:
+        yield f"{pairs} pairs at most: Wilcoxon's test, from 6 on, cannot check the t-test."
+    absent = set(compared) - {line.method for line in lines}
+    if absent:
+        yield f"Still to be run of what the protocol compares: {', '.join(in_order(absent))}."
 
 
 def _misses(method: str, judged: Sequence[Judged]) -> Iterable[str]:

@@ -168,6 +168,7 @@ def render(lab: Lab, known: Mapping[str, Protocol], folder: Path) -> None:
             p.departs,
             p.kind,
             targets.get(name, ()),
+            [method.name for method in methods_of(p)],
         )
         for name, p in known.items()
     }

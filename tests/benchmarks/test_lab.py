@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -175,6 +176,9 @@ def test_the_lab_makes_what_is_missing_once_and_tells_it_all(protocol, tmp_path)
     render(later, {protocol.name: protocol}, folder)
     page = (folder / "README.md").read_text(encoding="utf-8")
     assert "Two tasks of digits" in page
+    absent = [m.name for m in methods_of(protocol) if m.name != "ldc"]
+    named = re.findall(r"^Still to be run of what the protocol compares: (.*)\.$", page, re.M)
+    assert [sorted(line.split(", ")) for line in named] == [sorted(absent)] * len(REGIMES)
     summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
     accs = [100 * sum(o.accuracy[-1]) / 2 for o in outcomes if o.regime == "tuned"]
     mean = round(sum(accs) / 2, 4)  # as the summary has it
