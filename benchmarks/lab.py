@@ -10,7 +10,7 @@ from statistics import fmean
 from benchmarks.carried import Carried, Repeat
 from benchmarks.lab_methods import CORE, FENG_TU, PLAIN, VARIANTS, Method, lab_methods
 from benchmarks.outcomes import REGIMES, Outcome, Regime, Search, Tried
-from benchmarks.protocol_files import Protocol
+from benchmarks.protocol_files import Protocol, protocols
 from benchmarks.tune import Found, Reached, Setting, Trial, search
 from flatcl.protocol import CompareOptions
 from flatcl.records import TUNING_SEED, Cell, Record, identity, load
@@ -133,8 +133,10 @@ class Lab:
             method: of the protocol.
 
         Returns:
-            The search; with nothing missing and nothing chosen while Naive's goes on.
+            The search, maybe another protocol's; with nothing missing and nothing chosen while
+            Naive's goes on.
         """
+        protocol = _searched(protocol)
         plain = _plain(protocol, method)
         of_plain = self.setting(protocol, plain, "tuned") if plain else None
         if plain and of_plain is None:
@@ -181,6 +183,7 @@ class Lab:
         return [job for job in dict.fromkeys(jobs) if self.record(job) is None]
 
     def _search_jobs(self, protocol: Protocol, method: Method) -> list[Job]:
+        protocol = _searched(protocol)
         jobs = [tuning_job(protocol, method, one) for one in self.search(protocol, method).missing]
         plain = _plain(protocol, method)
         return jobs or (self._search_jobs(protocol, plain) if plain else [])
@@ -229,8 +232,10 @@ class Lab:
             protocol: of the lab.
 
         Yields:
-            One a method.
+            One a method; none if it takes another protocol's.
         """
+        if protocol.settings_of is not None:
+            return
         for method in methods_of(protocol):
             found = self.search(protocol, method)
             if found.chosen is not None:
@@ -241,6 +246,11 @@ class Lab:
                     _settings(method, found.chosen),
                     found.on_edge,
                 )
+
+
+def _searched(protocol: Protocol) -> Protocol:
+    """Return the protocol whose searches choose a protocol's settings."""
+    return protocol if protocol.settings_of is None else protocols()[protocol.settings_of]
 
 
 def _plain(protocol: Protocol, method: Method) -> Method | None:

@@ -33,6 +33,8 @@ class Protocol:
         departs: in what it is not that.
         seeds: repeats that are reported.
         tune_tasks: tasks that settings are chosen on, the first; None for all.
+        settings_of: a protocol near it whose tuned settings it takes, to spare the searches; None
+            if it has its own.
         methods: "main"; "full", with the variants of methods too; "core", which a long protocol is
             restricted to; or "feng-tu", the paper's own.
         options: stream, network and training.
@@ -45,6 +47,7 @@ class Protocol:
     departs: str
     seeds: int
     tune_tasks: int | None = None
+    settings_of: str | None = None
     methods: MethodSet = "main"
     options: CompareOptions
 
@@ -65,8 +68,22 @@ def protocols() -> dict[str, Protocol]:
 
     Returns:
         By name, in the order of the files' names.
+
+    Raises:
+        OptionError: as of ``read``, or one takes the settings of a protocol that has none.
     """
-    return {path.stem: read(path) for path in sorted(FOLDER.glob("*.toml"))}
+    found = {path.stem: read(path) for path in sorted(FOLDER.glob("*.toml"))}
+    for name, one in found.items():
+        if one.settings_of is not None and not (
+            one.settings_of in found
+            and found[one.settings_of].settings_of is None
+            and found[one.settings_of].methods == one.methods
+        ):
+            raise OptionError(
+                f"{name}.toml: settings_of is {one.settings_of!r}; name a protocol of as many "
+                "methods that has searches of its own"
+            )
+    return found
 
 
 def read(path: Path) -> Protocol:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import again, runner
+from benchmarks import again, protocol_files, runner
 from benchmarks import lab as lab_module
 from benchmarks.cluster import Cluster
 from benchmarks.families import family
@@ -71,7 +71,7 @@ def test_the_protocols_of_the_comparison_are_there_and_can_be_read():
         assert one.name not in {m.name for m in methods_of(one)}
         assert {"ldc", "joint"} <= {m.name for m in methods_of(one)}
         assert one.seeds >= (10 if one.methods != "core" else 5)
-        assert one.tune_tasks is not None or one.methods != "core"
+        assert one.tune_tasks or one.settings_of or one.methods != "core"
     full = [one for one in found.values() if one.methods == "full"]
     assert {one.kind for one in full} == {"permuted", "domain"}
     for one in full:
@@ -95,6 +95,16 @@ def test_a_file_that_cannot_be_used_is_named(tmp_path, change, message):
     path.write_text(TEXT.replace(*change))
     with pytest.raises(OptionError, match=message):
         read(path)
+
+
+@pytest.mark.parametrize("of", ["tiny", "none"])
+def test_settings_come_from_a_protocol_that_has_some(tmp_path, monkeypatch, of):
+    (tmp_path / "tiny.toml").write_text(
+        TEXT.replace("seeds = 2", f'seeds = 2\nsettings_of = "{of}"')
+    )
+    monkeypatch.setattr(protocol_files, "FOLDER", tmp_path)
+    with pytest.raises(OptionError, match=f"tiny.toml: settings_of is '{of}'"):
+        protocols.__wrapped__()
 
 
 def test_tuning_sees_no_reported_seed_no_test_image_and_another_order_of_classes():
@@ -183,6 +193,25 @@ def test_the_lab_makes_what_is_missing_once_and_tells_it_all(protocol, tmp_path)
     accs = [100 * sum(o.accuracy[-1]) / 2 for o in outcomes if o.regime == "tuned"]
     mean = round(sum(accs) / 2, 4)  # as the summary has it
     assert summary["tiny"]["tuned"]["ldc"]["acc_mean"] == pytest.approx(mean)
+
+
+def test_a_protocol_near_another_takes_its_settings_and_makes_no_search(protocol, monkeypatch):
+    naive = lab_methods()["naive-tuned"]
+    near = replace(protocol, name="near", settings_of="tiny", tune_tasks=None)
+    monkeypatch.setattr(lab_module, "protocols", lambda: {"tiny": protocol, "near": near})
+    lab = Lab()
+    missing = lab.missing(near, naive, ("tuned",), 9)
+    assert {job.protocol for job in missing} == {"tiny"}
+    assert fill(lab, near, methods=(naive.name,), regimes=("tuned",)) == []
+    assert lab.missing(near, naive, ("tuned",), 9) == []
+    assert len(list(lab.searches(protocol))) == 1
+    assert list(lab.searches(near)) == []
+    chosen = lab.setting(protocol, naive, "tuned")
+    assert chosen is not None
+    for one in lab.outcomes(near):
+        assert one.settings["lr"] == chosen.lr
+    assert len(list(lab.outcomes(near))) == 2
+    assert len(lab.missing(protocol, naive, ("tuned",), 9)) == 2  # its own reported runs
 
 
 def test_every_judged_method_is_run_on_its_protocol():
