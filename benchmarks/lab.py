@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import takewhile
 from pathlib import Path
 from statistics import fmean
 
@@ -86,6 +87,7 @@ class Lab:
     def __init__(self) -> None:
         self._carried = Carried.read(RESULTS)
         self._read: dict[Job, Record] = {}
+        self._ended: dict[tuple[Protocol, Method], Found] = {}  # searches; Naive's serves all
 
     def record(self, job: Job) -> Record | None:
         """Return the record of a run.
@@ -137,6 +139,8 @@ class Lab:
             Naive's goes on.
         """
         protocol = _searched(protocol)
+        if (protocol, method) in self._ended:
+            return self._ended[protocol, method]
         plain = _plain(protocol, method)
         of_plain = self.setting(protocol, plain, "tuned") if plain else None
         if plain and of_plain is None:
@@ -150,13 +154,16 @@ class Lab:
             acc = scores(record.accuracy).acc if done else 0.0
             return Reached(acc, sum(record.seconds))
 
-        return search(
+        found = search(
             protocol.options.lr,
             method.grid,
             known,
             most=method.most,
             beside=of_plain.lr if of_plain else None,
         )
+        if found.chosen is not None:
+            self._ended[protocol, method] = found
+        return found
 
     def missing(
         self, protocol: Protocol, method: Method, regimes: Sequence[Regime], seeds: int
@@ -255,10 +262,9 @@ def _searched(protocol: Protocol) -> Protocol:
 
 def _plain(protocol: Protocol, method: Method) -> Method | None:
     """Return Naive's row whose rate a method's search tries too."""
-    order = [*PLAIN, method.name]
-    before = order[: order.index(method.name)]
-    rows = {one.name: one for one in methods_of(protocol) if one.name in before}
-    return rows[max(rows, key=before.index)] if rows else None
+    rows = {one.name: one for one in methods_of(protocol)}
+    before = takewhile(lambda name: name != method.name, PLAIN)
+    return next((rows[name] for name in reversed([*before]) if name in rows), None)
 
 
 def tuning_job(protocol: Protocol, method: Method, trial: Trial) -> Job:

@@ -120,19 +120,18 @@ def search(
         }
 
     while True:
-        cells = [Setting(rate, value) for rate in rates for value in values]
-        tried, missing = _runs([Trial(cell, 0) for cell in cells], known)
+        tried, missing = _runs(_first_trials(rates, values), known)
         if missing:
             return Found(missing, None, tried)
         ranked = _ranked(tried, rates, values)
         axes = growing(ranked[0])
         if not axes:
-            if beside is not None and beside not in rates:
-                more, missing = _runs([Trial(Setting(beside, v), 0) for v in values], known)
-                if missing:
-                    return Found(missing, None, tried)
-                tried |= more
-                ranked = _ranked(tried, rates, values)
+            aside = [] if beside is None or beside in rates else [beside]
+            more, missing = _runs(_first_trials(aside, values), known)
+            tried |= more
+            if missing:
+                return Found(missing, None, tried)
+            ranked = _ranked(tried, rates, values)
             finalists += [cell for cell in ranked[:FINALISTS] if cell not in finalists]
             trials = [Trial(cell, repeat) for cell in finalists for repeat in range(REPEATS)]
             final, missing = _runs(trials, known)
@@ -149,6 +148,10 @@ def search(
                 _grow(rates, _RATE_RATIO, first=first, most=math.inf)
             else:
                 _grow(values, ratio, first=first, most=most)
+
+
+def _first_trials(rates: Sequence[float], values: Sequence[float | None]) -> list[Trial]:
+    return [Trial(Setting(rate, value), 0) for rate in rates for value in values]
 
 
 def _runs(

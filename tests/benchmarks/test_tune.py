@@ -111,7 +111,7 @@ def test_the_grid_ends_at_the_largest_value_that_there_can_be(falling):
 
 def two_hills(setting):
     """A hill in the grid's middle, and past a valley what a tiny rate reaches at any value."""
-    return peak(0.1, 100.0)(setting) * (setting.lr > 1e-3) / 2 or 0.4 + 0.4 * (setting.lr < 1e-4)
+    return 0.8 if setting.lr < 1e-4 else peak(0.1, 100.0)(setting) / 2
 
 
 def test_a_rate_past_a_valley_is_found_from_beside_the_grid():
