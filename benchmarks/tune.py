@@ -5,9 +5,11 @@ from five rates. While the best cell lies on an edge of the grid, that axis grow
 and the new cells are run, ``MAX_EXTENSIONS`` times an axis at most.
 
 One repeat a cell takes the luckiest of a method whose repeats scatter, and the more cells, the
-luckier. So the ``FINALISTS`` best cells are run on further repeats, ``REPEATS`` in all, and the
-best mean over these is chosen; if it lies on an edge, the grid grows in the same way, and the best
-cells of the larger grid join the finalists.
+luckier. So the ``FINALISTS`` best cells are run on further repeats, ``REPEATS`` in all, and while
+their best mean is below a cell that was run once, the next best cells are too: the finalists were
+the luckiest, and a cell that is left out must not look better than the one chosen. If the best mean
+lies on an edge, the grid grows in the same way, and the best cells of the larger grid join the
+finalists.
 
 The grid climbs one hill. A penalty of weight 0 is Naive, whose best rate is often far from that
 hill: on a stream where rates at which the network hardly moves lose the least, a method whose grid
@@ -132,12 +134,16 @@ def search(
             if missing:
                 return Found(missing, None, tried)
             ranked = _ranked(tried, rates, values)
-            finalists += [cell for cell in ranked[:FINALISTS] if cell not in finalists]
-            trials = [Trial(cell, repeat) for cell in finalists for repeat in range(REPEATS)]
-            final, missing = _runs(trials, known)
-            if missing:
-                return Found(missing, None, tried | final)
-            best = _ranked(final, rates, values)[0]
+            joining = ranked[:FINALISTS]
+            while joining:
+                finalists += [cell for cell in joining if cell not in finalists]
+                trials = [Trial(cell, repeat) for cell in finalists for repeat in range(REPEATS)]
+                final, missing = _runs(trials, known)
+                if missing:
+                    return Found(missing, None, tried | final)
+                best = _ranked(final, rates, values)[0]
+                left = [cell for cell in ranked if cell not in finalists]
+                joining = [c for c in left if _mean(tried[c]) > _mean(final[best])][:FINALISTS]
             axes = growing(best)
             if not axes:
                 on_edge = tuple(axis for axis, _ in _edges(best, rates, values))
@@ -169,6 +175,10 @@ def _runs(
     return tried, missing
 
 
+def _mean(runs: Sequence[Reached]) -> float:
+    return fmean(one.acc_val for one in runs)
+
+
 def _ranked(
     tried: dict[Setting, list[Reached]], rates: Sequence[float], values: Sequence[float | None]
 ) -> list[Setting]:
@@ -178,7 +188,7 @@ def _ranked(
         at = rates.index(cell.lr) if cell.lr in rates else len(rates)
         row = abs(at - (len(rates) - 1) / 2)
         column = abs(values.index(cell.value) - (len(values) - 1) / 2)
-        return -fmean(one.acc_val for one in tried[cell]), row + column
+        return -_mean(tried[cell]), row + column
 
     return sorted(tried, key=rank)
 

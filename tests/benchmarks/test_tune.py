@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import random
+from dataclasses import astuple
+from statistics import fmean
 
 import pytest
 
@@ -91,6 +94,27 @@ def test_a_lucky_repeat_of_a_cell_does_not_choose_it():
     finalists = [cell for cell, runs in found.tried.items() if len(runs) == REPEATS]
     assert len(finalists) == FINALISTS
     assert all(len(runs) in (1, REPEATS) for runs in found.tried.values())
+
+
+def test_no_cell_that_was_run_once_looks_better_than_the_one_chosen():
+    top = Setting(0.1, 100.0)
+    lucky = [Setting(top.lr, value) for value in GRID if value != top.value]
+    found, asked = run(
+        peak(*astuple(top)), luck=lambda s, repeat: 0.7 * (s in lucky and not repeat)
+    )
+    assert found.chosen == top
+    finalists = {cell for cell, runs in found.tried.items() if len(runs) == REPEATS}
+    assert finalists == {*lucky, top}  # three of the four; then the fourth and the top
+    assert len(asked) == 15 + len(finalists) * (REPEATS - 1)
+
+
+def test_where_repeats_scatter_no_mean_is_above_that_of_the_one_chosen():
+    luck = random.Random(0)
+    found, asked = run(peak(0.1, 100.0), luck=lambda *_: luck.gauss(0.0, 0.2))
+    means = {cell: fmean(one.acc_val for one in runs) for cell, runs in found.tried.items()}
+    assert max(means.values()) == means[found.chosen]
+    assert len(found.tried[found.chosen]) == REPEATS
+    assert len(asked) == len(set(asked))
 
 
 def test_an_edge_that_only_the_mean_finds_best_grows_too():
