@@ -136,8 +136,12 @@ PROMISES = (
         ("adapter/test_avalanche.py", "adapter/test_avalanche_examples.py"),
     ),
     Promise(
-        "Lightning and Hugging Face's Trainer take LDC as a callback.",
-        ("integration/test_lightning.py", "integration/test_transformers.py"),
+        "Lightning and Hugging Face's Trainer take LDC as a callback, in several processes too.",
+        (
+            "integration/test_lightning.py",
+            "integration/test_transformers.py",
+            "integration/test_trainer_processes.py",
+        ),
     ),
     Promise(
         "The supported releases, oldest to newest, pass the suite from the installed wheel.",

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import distributed as dist
 from torch import nn
 from torch.amp import GradScaler
 from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
 
 from flatcl.core.engine import Landscape
 from flatcl.core.gradients import Forward
@@ -37,6 +39,7 @@ class TaskCallback:
     """
 
     landscape: Landscape
+    _watch: RemovableHandle | None = None
 
     def __init__(self, options: LDCOptions | None = None, forward: Forward | None = None) -> None:
         self.options, self.forward = options or LDCOptions(), forward
@@ -47,6 +50,7 @@ class TaskCallback:
                 '"fisher", or call Landscape.step(batch_size=…) in a loop of your own'
             )
         self._saved: State | None = None
+        self._moved = False
         self._shown: AbstractContextManager[None] | None = None
 
     def state_dict(self) -> State:
@@ -91,21 +95,48 @@ class TaskCallback:
             raise StateError(f"{path} is damaged: resume from another checkpoint") from error
         self.load_state_dict(found)
 
-    def _refuse_nothing(self, where: str) -> None:
-        """Refuse to resume where nothing is held, in memory or in what was loaded.
+    def _need_saved(self, where: str) -> None:
+        """Refuse to resume where no state of that time was loaded; one held in memory is another's.
 
         Raises:
             StateError: so it is.
         """
-        if self._saved is None and not hasattr(self, "landscape"):
+        if self._saved is None:
             raise StateError(
-                f"training resumes from a checkpoint, but {where}, so that nothing would hold its "
-                "tasks: resume from one that was saved with this callback, give load_state_dict() "
-                "a state before, or load the weights alone and begin a task with them"
+                f"training resumes from a checkpoint, but {where}, so that what was held then is "
+                "unknown: resume from one that was saved with this callback, give "
+                "load_state_dict() the state of that time before, or load the weights alone and "
+                "begin a task with them"
             )
 
-    def _begin(self, model: nn.Module, optimizer: Optimizer, *, resumes: bool) -> None:
-        """Begin the task, or go on with the one of a saved state."""
+    def _begin(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        *,
+        resumes: bool,
+        processes: int,
+        copies: bool,
+        strategy: str,
+    ) -> None:
+        """Begin the task, or go on with the one of a saved state.
+
+        Args:
+            model: as the trainer was given it, not wrapped.
+            optimizer: that trains it.
+            resumes: whether the trainer goes on from a checkpoint.
+            processes: that train it, all of those that there are.
+            copies: whether each of several has the whole model.
+            strategy: how the trainer calls what they do.
+
+        Raises:
+            OptionError: each has a part.
+        """
+        if processes > 1 and not copies:
+            raise OptionError(
+                f"{processes} processes train this model in parts ({strategy}), and a weight "
+                "matrix has to be whole to be held: train copies, with DistributedDataParallel"
+            )
         if self._shown is not None:  # by an evaluation that failed
             # What has been loaded since must stay.
             present = [p.detach().clone() for p in model.parameters()]
@@ -116,7 +147,8 @@ class TaskCallback:
         if not hasattr(self, "landscape"):
             self.landscape = Landscape(model, optimizer, options=self.options, forward=self.forward)
         self.landscape.abandon_task()  # of a fit that failed
-        self.landscape.attach(model, optimizer)
+        group = dist.group.WORLD if processes > 1 else None
+        self.landscape.attach(model, optimizer, group=group)
         if self._saved is not None:
             self.landscape.load_state_dict(entry(self._saved, "landscape", "callback"))
             self._saved = None
@@ -130,6 +162,27 @@ class TaskCallback:
                 self.landscape.abandon_task()
         if self.landscape.task is None:
             self.landscape.begin_task()
+        self._follow(optimizer)
+
+    def _follow(self, optimizer: Optimizer) -> None:
+        """Learn of each step that the optimiser makes from now on.
+
+        It makes none within an accumulated batch, nor where a scaler finds infinite gradients,
+        which trainers count all the same.
+        """
+        if self._watch is not None:
+            self._watch.remove()
+        self._moved = False
+        self._watch = optimizer.register_step_post_hook(self._see)
+
+    def _see(self, *args: object) -> None:
+        self._moved = True
+
+    def _end(self, batches: Iterable[Any]) -> None:
+        """End the task."""
+        if self._watch is not None:
+            self._watch.remove()
+        self.landscape.end_task(batches)
 
     def _rehearse(self, scaler: GradScaler | None = None) -> None:
         """Add the rehearsal's gradient to the task's, at the scale that the scaler has this at."""
@@ -138,12 +191,14 @@ class TaskCallback:
             (loss if scaler is None else scaler.scale(loss)).backward()  # type: ignore[no-untyped-call]
 
     def _step(self) -> bool:
-        """Count a step, and pull where one is due.
+        """Count a step, if the optimiser made one, and pull where one is due.
 
         Returns:
             Whether the budget asks to stop.
         """
-        self.landscape.step()
+        if self._moved:
+            self._moved = False
+            self.landscape.step()
         return self.landscape.over_budget
 
     def _show_pulled(self) -> None:

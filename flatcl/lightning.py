@@ -6,11 +6,10 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from flatcl.callback import TaskCallback
-from flatcl.core.gradients import Forward
-from flatcl.core.options import LDCOptions
 
 
 class LDCCallback(TaskCallback, Callback):
@@ -31,6 +30,9 @@ class LDCCallback(TaskCallback, Callback):
     A fit that an exception ended is no task: nothing is recorded of it, and the next one begins
     afresh at the weights that it finds.
 
+    Under the strategy "ddp" all processes hold the same. Strategies that keep parts of the model
+    in each process are refused when the fit begins.
+
     Args:
         options: see ``LDCOptions``; None for the defaults.
         forward: from a batch of the training loader to outputs; None for ``module(batch[0])``.
@@ -39,10 +41,6 @@ class LDCCallback(TaskCallback, Callback):
         OptionError: the source is "sgd", which needs to be told each step's batch size.
     """
 
-    def __init__(self, options: LDCOptions | None = None, forward: Forward | None = None) -> None:
-        super().__init__(options, forward)
-        self._seen = 0
-
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
@@ -50,13 +48,19 @@ class LDCCallback(TaskCallback, Callback):
         if trainer.state.fn != TrainerFn.FITTING:
             checkpoint["callbacks"].pop(self.state_key, None)
         elif self.state_key not in checkpoint["callbacks"]:
-            self._refuse_nothing(f"it has no {self.state_key!r} among its callbacks")
+            self._need_saved(f"it has no {self.state_key!r} among its callbacks")
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin the task, or go on with the checkpoint's."""
         (optimizer,) = trainer.optimizers
-        self._begin(pl_module, optimizer, resumes=trainer.ckpt_path is not None)
-        self._seen = trainer.global_step
+        self._begin(
+            pl_module,
+            optimizer,
+            resumes=trainer.ckpt_path is not None,
+            processes=trainer.world_size,
+            copies=isinstance(trainer.model, DistributedDataParallel),
+            strategy=type(trainer.strategy).__name__,
+        )
 
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
@@ -65,11 +69,9 @@ class LDCCallback(TaskCallback, Callback):
         self._rehearse()
 
     def on_train_batch_end(self, trainer: Trainer, *args: object, **kwargs: object) -> None:
-        """Pull, if the optimiser made a step: not within an accumulated batch."""
-        if trainer.global_step > self._seen:
-            self._seen = trainer.global_step
-            if self._step():
-                trainer.should_stop = True
+        """Pull, if the optimiser made a step."""
+        if self._step():
+            trainer.should_stop = True
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Show pulled weights to a validation in mid-task."""
@@ -88,7 +90,7 @@ class LDCCallback(TaskCallback, Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """End the task."""
-        self.landscape.end_task(trainer.train_dataloader)
+        self._end(trainer.train_dataloader)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """End the task of a checkpoint that had no step left to make, so that none was begun."""

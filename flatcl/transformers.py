@@ -32,6 +32,9 @@ class LDCCallback(TaskCallback, TrainerCallback):
     ``trainer.save_model`` saved after the training, and give ``callback.load_state_dict`` what
     ``callback.state_dict()`` was then.
 
+    Of several processes each trains a copy of the model, and all hold the same; FSDP and DeepSpeed,
+    which keep parts of it, are refused when the training begins.
+
     A training that an exception ended is no task: nothing is recorded of it, and the next one
     begins afresh at the weights that it finds.
 
@@ -81,8 +84,16 @@ class LDCCallback(TaskCallback, TrainerCallback):
             if (path := _file(args, state)).is_file():
                 self._read(path)
             else:
-                self._refuse_nothing(f"there is no {path}")
-        self._begin(model, getattr(optimizer, "optimizer", optimizer), resumes=resumes)
+                self._need_saved(f"there is no {path}")
+        strategy = optimizer.accelerator_state.distributed_type.value
+        self._begin(
+            model,
+            optimizer.optimizer,
+            resumes=resumes,
+            processes=optimizer.accelerator_state.num_processes,
+            copies=strategy.startswith("MULTI_"),
+            strategy=strategy,
+        )
         self._keywords.watch(model, args.label_names or ["labels"])
         self._rehearsed = False
         follow_modes(optimizer, self._show_pulled, self._show_own)
@@ -94,7 +105,7 @@ class LDCCallback(TaskCallback, TrainerCallback):
             self._rehearsed = True
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Pull; gradients are still there."""
+        """Pull, if a step was made; gradients are still there."""
         self._rehearsed = False
         if self._step():
             control.should_training_stop = True
@@ -116,7 +127,7 @@ class LDCCallback(TaskCallback, TrainerCallback):
         """End the task."""
         unfollow_modes(optimizer)
         self._keywords.close()
-        self.landscape.end_task(self._keywords.batches(train_dataloader))
+        self._end(self._keywords.batches(train_dataloader))
 
     def _logits(self, batch: Sequence[Tensor]) -> Tensor:
         outputs = self.landscape.model(**self._keywords.of(batch))

@@ -26,26 +26,25 @@ class Peers:
 
     Args:
         model: as the user trains it.
+        group: of the processes, where a trainer has wrapped the model out of sight; None for the
+            wrapper's own.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, group: dist.ProcessGroup | None = None) -> None:
         self._wrapper = model if isinstance(model, DistributedDataParallel) else None
+        if group is None and self._wrapper is not None:
+            group = self._wrapper.process_group
+        self._group = group
 
     @property
     def size(self) -> int:
         """The number of processes."""
-        return 1 if self._wrapper is None else dist.get_world_size(self._group)
+        return 1 if self._group is None else dist.get_world_size(self._group)
 
     @property
     def rank(self) -> int:
         """The number of this process, from 0."""
-        return 0 if self._wrapper is None else dist.get_rank(self._group)
-
-    @property
-    def _group(self) -> dist.ProcessGroup:
-        assert self._wrapper is not None
-        group: dist.ProcessGroup = self._wrapper.process_group
-        return group
+        return 0 if self._group is None else dist.get_rank(self._group)
 
     def silent(self) -> AbstractContextManager[object]:
         """Let gradients be taken through the wrapper while the body runs, without averaging them.
@@ -61,8 +60,9 @@ class Peers:
         """Return the batches of all processes, joined batch by batch, the same in each process.
 
         Inputs alternate between the processes, as ``DistributedSampler`` deals them out, so that
-        the joined batches are those that one process would have read. They end with the shortest
-        share.
+        the joined batches are those that one process would have read. Batches whose inputs differ
+        in shape, as sentences padded by the batch do, follow one another instead. They end with the
+        shortest share.
 
         Args:
             batches: of this process.
@@ -85,14 +85,31 @@ class Peers:
             longest = int(lengths.max())
             if int(lengths.min()) == 0:
                 return
-            present = torch.arange(longest, device=device)[:, None] < lengths
-            yield [self._alternating(part, longest)[present] for part in parts]
+            shape = torch.tensor([side for part in parts for side in part.shape[1:]], device=device)
+            if all(torch.equal(shape, other) for other in self._all(shape)):
+                present = torch.arange(longest, device=device)[:, None] < lengths
+                yield [self._alternating(part, longest)[present] for part in parts]
+            else:
+                for rank in range(self.size):
+                    yield [self._sent(part, rank) for part in parts]
 
     def _alternating(self, part: Tensor, longest: int) -> Tensor:
         """Return [longest, processes, …], the n-th input of each process side by side."""
         padded = part.new_zeros((longest, *part.shape[1:]))
         padded[: len(part)] = part
         return torch.stack(self._all(padded), dim=1)
+
+    def _sent(self, part: Tensor, rank: int) -> Tensor:
+        """Return one process's part, in each process."""
+        shape = torch.tensor(part.shape, device=part.device)
+        self._broadcast(shape, rank)
+        found = part.contiguous() if rank == self.rank else part.new_empty(shape.tolist())
+        self._broadcast(found, rank)
+        return found
+
+    def _broadcast(self, tensor: Tensor, rank: int) -> None:
+        assert self._group is not None  # a single process sends nothing
+        dist.broadcast(tensor, src=dist.get_global_rank(self._group, rank), group=self._group)
 
     def _all(self, tensor: Tensor) -> list[Tensor]:
         found = [torch.empty_like(tensor) for _ in range(self.size)]
@@ -108,10 +125,9 @@ class Peers:
         """
         if self.size == 1:
             return
-        first = dist.get_global_rank(self._group, 0)
         for tensor in tensors:
             sent = tensor.contiguous()
-            dist.broadcast(sent, src=first, group=self._group)
+            self._broadcast(sent, 0)
             if sent is not tensor:
                 tensor.copy_(sent)
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.distributed import ProcessGroup
 from torch.optim import Optimizer
 
 from flatcl.core.checkpoint import bytes_of
@@ -56,15 +57,19 @@ class Holdings:
         self.task: RunningTask | None = None
         self._layout()
 
-    def attach(self, model: nn.Module, optimizer: Optimizer) -> None:
+    def attach(
+        self, model: nn.Module, optimizer: Optimizer, *, group: ProcessGroup | None = None
+    ) -> None:
         """Go on with another model or optimiser object, between tasks.
 
         Args:
             model: the network; parameters are known by their names. If it is wrapped in
                 ``DistributedDataParallel``, all its processes take part in ``end_task``.
             optimizer: the one that trains it.
+            group: of the processes that train the model, where something else wraps it, as a
+                trainer does; None where ``model`` tells.
         """
-        self.model, self.peers = unwrapped(model), Peers(model)
+        self.model, self.peers = unwrapped(model), Peers(model, group)
         if self.metric.optimizer is not optimizer:
             self.metric = StepMetric(optimizer)
 

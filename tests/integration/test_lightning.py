@@ -21,6 +21,7 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     from lightning.pytorch import Callback, LightningModule, Trainer
     from lightning.pytorch.callbacks import ModelCheckpoint
+    from lightning.pytorch.plugins.precision import MixedPrecision
 
     from flatcl.lightning import LDCCallback
 
@@ -107,6 +108,36 @@ def test_a_crossed_budget_ends_the_fit(tmp_path: Path) -> None:
 def test_the_source_that_needs_batch_sizes_is_refused() -> None:
     with pytest.raises(OptionError, match=r"source is 'sgd'.*source=\"probe\""):
         LDCCallback(LDCOptions(source="sgd"))
+
+
+class Counting(Callback):  # type: ignore[misc]
+    """Counts the steps that the optimiser makes; comes before LDC's callback."""
+
+    def __init__(self, ldc: Any) -> None:
+        self.ldc = ldc
+        self.made = 0
+
+    def on_train_start(self, trainer: Any, module: Any) -> None:
+        def count(*args: object) -> None:
+            self.made += 1
+
+        trainer.optimizers[0].register_step_post_hook(count)
+
+    def on_train_end(self, trainer: Any, module: Any) -> None:
+        self.counted = self.ldc.landscape.task.steps_made
+
+
+def test_a_step_that_a_scaler_skips_is_none(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    ldc, model = LDCCallback(), Classifier()
+    for data in tasks():
+        scaler = torch.amp.GradScaler("cpu", init_scale=2.0**30)  # gradients overflow at first
+        look = Counting(ldc)
+        trainer = trainer_in(
+            tmp_path, [look, ldc], 2, plugins=[MixedPrecision("16-mixed", "cpu", scaler)]
+        )
+        fit(trainer, model, data)
+        assert 0 < look.counted == look.made < trainer.global_step == 58
 
 
 class Validated(Classifier):

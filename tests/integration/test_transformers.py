@@ -267,6 +267,20 @@ def test_a_checkpoint_without_a_whole_landscape_is_refused(tmp_path: Path) -> No
         train(trainer, resume_from_checkpoint=str(held.parent))
 
 
+def test_a_checkpoint_of_another_folder_is_not_resumed_with_what_is_held_now(
+    tmp_path: Path,
+) -> None:
+    callback = LDCCallback()
+    model = straight(tmp_path, callback)
+    trainer = trainer_of(model, tasks()[1], tmp_path / "other", [callback])
+    elsewhere = str(tmp_path / "second" / "checkpoint-40")
+    with pytest.raises(StateError, match=r"there is no .*other.checkpoint-40.landscape.pt"):
+        train(trainer, resume_from_checkpoint=elsewhere)
+    callback.load_state_dict(torch.load(f"{elsewhere}/landscape.pt", weights_only=True))
+    train(trainer, resume_from_checkpoint=elsewhere)
+    assert callback.landscape.tasks_ended == 2
+
+
 class Seeing(Trainer):  # type: ignore[misc]
     """Remembers the batches of the step being made."""
 
@@ -346,6 +360,32 @@ def test_the_rehearsal_has_the_scale_of_the_loss(tmp_path: Path) -> None:
     one, many = (float(taken.norm()) for taken in scaled.taken)
     assert one > 0
     assert many / one == pytest.approx(1024.0, rel=1e-6)
+
+
+class Counting(TrainerCallback):  # type: ignore[misc]
+    """Counts the steps that the optimiser makes; comes before LDC's callback."""
+
+    def __init__(self, ldc: Any) -> None:
+        self.ldc = ldc
+        self.made = 0
+
+    def on_optimizer_step(self, *args: Any, optimizer: Any, **kwargs: Any) -> None:
+        self.made += not optimizer.step_was_skipped
+
+    def on_train_end(self, *args: Any, **kwargs: Any) -> None:
+        self.counted = self.ldc.landscape.task.steps_made
+
+
+def test_a_step_that_a_scaler_skips_is_none(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    ldc, model, both = LDCCallback(), Classifier(), tasks()
+    for data in both:
+        look = Counting(ldc)
+        trainer = trainer_of(model, data, tmp_path, [look, ldc], max_grad_norm=0.0)
+        scaler = torch.amp.GradScaler("cpu", init_scale=2.0**70)  # the first norms overflow
+        trainer.accelerator.scaler = scaler
+        train(trainer)
+        assert 0 < look.counted == look.made < trainer.state.global_step == 58
 
 
 class WithTargets(Trainer):  # type: ignore[misc]

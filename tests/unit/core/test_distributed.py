@@ -131,7 +131,16 @@ def joined(rank):
     none = list(peers.joined([] if rank else parts, device))
     tensor = torch.full((2, 3), float(rank)).T
     peers.adopt_([tensor])
-    return {"found": found, "counts": [len(one), len(none)], "adopted": tensor}
+    unseen = Peers(nn.Linear(1, 1), dist.group.WORLD)  # wrapped by someone else
+    padded = [torch.full((2 + rank, 3 + rank), rank), torch.tensor([[rank, 5]])]
+    shapes = [batch.clone() for batch, _ in unseen.joined([(p, p) for p in padded], device)]
+    return {
+        "found": found,
+        "counts": [len(one), len(none)],
+        "adopted": tensor,
+        "shapes": shapes,
+        "unseen": [unseen.rank, unseen.size],
+    }
 
 
 def test_batches_are_joined_in_the_order_of_a_single_process(results):
@@ -141,6 +150,15 @@ def test_batches_are_joined_in_the_order_of_a_single_process(results):
         assert torch.equal(result["found"][1][1][:, 0], torch.arange(6, 11) / 2)
         assert result["counts"] == [1, 0]
         assert torch.equal(result["adopted"], torch.zeros(3, 2))
+
+
+def test_batches_of_other_shapes_follow_one_another(results):
+    for rank, result in enumerate(result["joined"] for result in results):
+        assert result["unseen"] == [rank, PROCESSES]
+        first, second, third = result["shapes"]
+        assert torch.equal(first, torch.zeros(2, 3, dtype=torch.int64))
+        assert torch.equal(second, torch.ones(3, 4, dtype=torch.int64))
+        assert torch.equal(third, torch.tensor([[0, 5], [1, 5]]))
 
 
 def test_a_single_process_needs_no_group():
