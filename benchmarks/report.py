@@ -45,8 +45,9 @@ READING = (
     "Default regime: every method at its own or its paper's settings. Tuned regime: learning rate "
     "and the method's own number at the best of a grid on validation images, on seeds that are "
     "not reported; a best on an edge of the grid extends it, and what stays there is marked. Each "
-    "cell has one run, the three best have two more on seeds of their own, and the best mean of "
-    "these three is taken: one run a cell would choose the lucky ones of a method that scatters. "
+    "cell has one run; the three best have two more on seeds of their own, and so have the next "
+    "best while one with a single run is above their means; the best of these means is taken: one "
+    "run a cell would choose the lucky ones of a method that scatters. "
     "Every method is tried at Naive's best rate too: a penalty of weight 0 is Naive.",
     "Methods of one seed share stream, order, initial weights and network, so that they are "
     "compared in pairs: paired t-test, p Holm-corrected over all methods of a table, Wilcoxon's "
@@ -227,8 +228,8 @@ def _figures(
             "search",
             "tuned",
             "What tuning saw: validation ACC by the method's own number, each at the best learning "
-            "rate tried with it; the three best cells by their mean over three repeats, the others "
-            "by one. The ring is the best of these three, a cross a value that only diverged.",
+            "rate tried with it; the best cells by their mean over three repeats, the others by "
+            "one. The ring is the best of these means, a cross a value that only diverged.",
             search_curves(searches, styles),
         ),
     ]
