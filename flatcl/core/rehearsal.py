@@ -13,6 +13,11 @@ Gaussians miss, R what the quadratic misses. Its weight is 1 however many the ta
 tasks would be the exact weight, and would cross the stability limit of a learning rate chosen for
 the new task's loss.
 
+For the same reason R is limited: where it exceeds L = ``LIMIT``, the loss is R · L / R₀, R₀ being
+its value, a constant. Its gradient grows like √R, and a step of SGD that overshoots at a large R
+meets a larger one: rates at which plain SGD learns ran away, most often right after a pull, when
+the new task's gradient is large too. Below L nothing changes, and no rate, weight or sign does.
+
 Source: pseudo-rehearsal, Robins, Connection Science 7 (1995) 123–146; distillation, Hinton et al.,
 arXiv 1503.02531 (2015).
 """
@@ -33,6 +38,7 @@ from flatcl.core.predictions import log_predictions, predictions_at
 from flatcl.core.riders import rides_free, riding
 from flatcl.core.saved import State, entry
 
+LIMIT = 0.5  # nats
 _POOL = 1024  # pseudo-inputs a task, visited in turn
 _POOL_FLOATS = 2**24  # at most, whatever the size of an input
 
@@ -106,7 +112,7 @@ class Rehearsal:
         self._outputs = ride.outputs
 
     def loss(self, model: nn.Module, forward: Forward, step: int) -> Tensor:
-        """Return R at a step, to be differentiated.
+        """Return the limited R at a step, to be differentiated.
 
         Args:
             model: the network, in evaluation mode meanwhile.
@@ -114,7 +120,7 @@ class Rehearsal:
             step: steps made in the task.
 
         Returns:
-            A scalar, nats: R at the step's pseudo-inputs.
+            A scalar, nats, ``LIMIT`` at most: R at the step's pseudo-inputs.
         """
         outputs, self._outputs = self._outputs, None
         if outputs is None:
@@ -124,7 +130,7 @@ class Rehearsal:
         found: Tensor = self._constants[visit] - torch.dot(
             log_predictions(outputs).flatten(), self._p[visit]
         )
-        return found
+        return found * (LIMIT / found.detach().clamp(min=LIMIT))
 
     def _at(self, step: int) -> list[Tensor]:
         """Return the pseudo-inputs of a step."""

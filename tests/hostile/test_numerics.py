@@ -12,9 +12,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from flatcl.cells import run_cell
 from flatcl.core.engine import Landscape
 from flatcl.core.options import LDCOptions
 from flatcl.errors import NonFiniteError, OptionError
+from flatcl.protocol import CompareOptions
+from flatcl.records import Cell
+from flatcl.scores import scores
 
 STEPS, CLASSES, FEATURES = 30, 4, 8
 
@@ -159,6 +163,19 @@ def test_a_learning_rate_that_plain_training_learns_at_is_safe_and_others_are_na
     refused = nullcontext() if learns else suppress(NonFiniteError)
     with refused:
         assert finite(trained(setting, held=True)[0])
+
+
+@pytest.mark.parametrize(
+    ("scenario", "lr", "least"), [("permuted", 0.4, 0.9), ("split-class", 0.2, 0.85)]
+)
+def test_rehearsal_does_not_run_away_at_rates_that_plain_training_learns_at(
+    scenario: Any, lr: float, least: float
+) -> None:
+    """The steps after a pull meet large gradients of task and rehearsal together."""
+    options = CompareOptions(scenario=scenario, lr=lr)
+    plain, held = (run_cell(options, Cell(name, None, 0, "test")) for name in ("naive", "ldc"))
+    assert (scores(plain.accuracy).learning or 0.0) > 0.9
+    assert scores(held.accuracy).acc > least
 
 
 @pytest.mark.parametrize("spoilt", [float("nan"), float("inf")])

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from flatcl.core.engine import Landscape
 from flatcl.core.gaussians import RANK, InputGaussians
 from flatcl.core.options import LDCOptions
-from flatcl.core.rehearsal import Rehearsal
+from flatcl.core.rehearsal import LIMIT, Rehearsal
 from flatcl.core.riders import rides_free, riding
 from flatcl.core.sample import Sample
 from flatcl.errors import StateError
@@ -177,8 +177,9 @@ def begun(model, number=8):
 MIDDLES = {"plain": None, "norm": nn.BatchNorm1d(16), "dropout": nn.Dropout(0.5)}
 
 
+@pytest.mark.parametrize("moved", [0.1, 1.0])
 @pytest.mark.parametrize("kind", MIDDLES)
-def test_the_loss_starts_at_zero_and_is_the_divergence_in_evaluation_mode(kind):
+def test_the_loss_starts_at_zero_and_is_the_divergence_in_evaluation_mode(kind, moved):
     model = Model(copy.deepcopy(MIDDLES[kind]))
     rehearsal = begun(model)
     old = copy.deepcopy(model).eval()
@@ -186,12 +187,14 @@ def test_the_loss_starts_at_zero_and_is_the_divergence_in_evaluation_mode(kind):
     assert abs(first.item()) < 1e-6
     with torch.no_grad():
         for p in model.parameters():
-            p.add_(0.3 * torch.randn(p.shape, generator=generator(7)))
+            p.add_(moved * torch.randn(p.shape, generator=generator(7)))
     loss = rehearsal.loss(model, forward_of(model), 1)
     x = rehearsal.parts[0][8:16]
     new = copy.deepcopy(model).eval()
     p, q = old(x).softmax(-1).double(), new(x).softmax(-1).double()
     divergence = (p * (p / q).log()).sum(-1).mean()
+    assert (divergence.item() > LIMIT) == (moved == 1.0)
+    divergence = divergence * min(1.0, LIMIT / divergence.item())
     assert loss.item() == pytest.approx(divergence.item(), rel=1e-4)
     assert model.training
     loss.backward()
