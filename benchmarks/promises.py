@@ -113,7 +113,8 @@ PROMISES = (
     ),
     Promise(
         "Weights stay finite where plain training's do: odd tasks, sizes, precisions, strengths, "
-        "and every learning rate that plain training learns at. Divergence is named.",
+        "learning rates; but the largest rates that plain SGD stands may be too large for a "
+        "class-incremental stream. Divergence is named.",
         ("hostile/test_numerics.py", "unit/core/test_precision.py"),
     ),
     Promise(
