@@ -6,13 +6,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import takewhile
 from pathlib import Path
-from statistics import fmean
 
 from benchmarks.carried import Carried, Repeat
 from benchmarks.lab_methods import CORE, FENG_TU, PLAIN, VARIANTS, Method, lab_methods
 from benchmarks.outcomes import REGIMES, Outcome, Regime, Search, Tried
 from benchmarks.protocol_files import Protocol, protocols
-from benchmarks.tune import Found, Reached, Setting, Trial, search
+from benchmarks.tune import Found, Reached, Setting, Trial, mean_acc, search
 from flatcl.protocol import CompareOptions
 from flatcl.records import TUNING_SEED, Cell, Record, identity, load
 from flatcl.scores import scores
@@ -321,7 +320,7 @@ def _settings(method: Method, setting: Setting) -> dict[str, float]:
 def _tried(method: Method, setting: Setting, runs: Sequence[Reached]) -> Tried:
     return Tried(
         _settings(method, setting),
-        fmean(run.acc_val for run in runs),
+        mean_acc(runs),
         sum(run.seconds for run in runs),
         len(runs),
     )

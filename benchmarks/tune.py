@@ -134,16 +134,10 @@ def search(
             if missing:
                 return Found(missing, None, tried)
             ranked = _ranked(tried, rates, values)
-            joining = ranked[:FINALISTS]
-            while joining:
-                finalists += [cell for cell in joining if cell not in finalists]
-                trials = [Trial(cell, repeat) for cell in finalists for repeat in range(REPEATS)]
-                final, missing = _runs(trials, known)
-                if missing:
-                    return Found(missing, None, tried | final)
-                best = _ranked(final, rates, values)[0]
-                left = [cell for cell in ranked if cell not in finalists]
-                joining = [c for c in left if _mean(tried[c]) > _mean(final[best])][:FINALISTS]
+            final, missing = _finals(tried, ranked, finalists, known)
+            if missing:
+                return Found(missing, None, tried | final)
+            best = _ranked(final, rates, values)[0]
             axes = growing(best)
             if not axes:
                 on_edge = tuple(axis for axis, _ in _edges(best, rates, values))
@@ -175,7 +169,36 @@ def _runs(
     return tried, missing
 
 
-def _mean(runs: Sequence[Reached]) -> float:
+def _finals(
+    tried: dict[Setting, list[Reached]],
+    ranked: Sequence[Setting],
+    finalists: list[Setting],
+    known: Callable[[Trial], Reached | None],
+) -> tuple[dict[Setting, list[Reached]], list[Trial]]:
+    """Let cells join the finalists until none that is left out looks better; return their runs."""
+    joining = ranked[:FINALISTS]
+    while True:
+        finalists += [cell for cell in joining if cell not in finalists]
+        trials = [Trial(cell, repeat) for cell in finalists for repeat in range(REPEATS)]
+        final, missing = _runs(trials, known)
+        if missing:
+            return final, missing
+        best = max(mean_acc(runs) for runs in final.values())
+        left = [cell for cell in ranked if cell not in finalists]
+        joining = [cell for cell in left if mean_acc(tried[cell]) > best][:FINALISTS]
+        if not joining:
+            return final, missing
+
+
+def mean_acc(runs: Sequence[Reached]) -> float:
+    """Return what a cell came to.
+
+    Args:
+        runs: of it, one at least.
+
+    Returns:
+        Mean of ACC on validation images, 0 … 1.
+    """
     return fmean(one.acc_val for one in runs)
 
 
@@ -188,7 +211,7 @@ def _ranked(
         at = rates.index(cell.lr) if cell.lr in rates else len(rates)
         row = abs(at - (len(rates) - 1) / 2)
         column = abs(values.index(cell.value) - (len(values) - 1) / 2)
-        return -_mean(tried[cell]), row + column
+        return -mean_acc(tried[cell]), row + column
 
     return sorted(tried, key=rank)
 

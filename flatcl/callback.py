@@ -39,7 +39,6 @@ class TaskCallback:
     """
 
     landscape: Landscape
-    _watch: RemovableHandle | None = None
 
     def __init__(self, options: LDCOptions | None = None, forward: Forward | None = None) -> None:
         self.options, self.forward = options or LDCOptions(), forward
@@ -51,6 +50,7 @@ class TaskCallback:
             )
         self._saved: State | None = None
         self._moved = False
+        self._watch: RemovableHandle | None = None
         self._shown: AbstractContextManager[None] | None = None
 
     def state_dict(self) -> State:

@@ -42,3 +42,20 @@ def join_group(rank, folder):
     torch.set_num_threads(1)
     store = dist.FileStore(f"{folder}/store", PROCESSES)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=PROCESSES)
+
+
+def assert_the_same(first, second, path=()):
+    """What two processes found: the same keys, and the same bits in nested states."""
+    if isinstance(first, dict):
+        assert isinstance(second, dict), path
+        assert set(first) == set(second), path
+        for key, value in first.items():
+            assert_the_same(value, second[key], (*path, key))
+    elif isinstance(first, list):
+        assert len(first) == len(second), path
+        for number, (one, other) in enumerate(zip(first, second, strict=True)):
+            assert_the_same(one, other, (*path, number))
+    elif isinstance(first, torch.Tensor):  # growth that was not measured is NaN
+        torch.testing.assert_close(first, second, rtol=0, atol=0, equal_nan=True)
+    else:
+        assert first == second, path

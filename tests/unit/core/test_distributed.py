@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from processes import PROCESSES, join_group, run_processes
+from processes import PROCESSES, assert_the_same, join_group, run_processes
 from torch import distributed as dist
 from torch import nn
 from torch.nn import functional as F
@@ -91,22 +91,9 @@ def both_tasks(rank):
     }
 
 
-def leaves(state, path=()):
-    for key, value in state.items() if isinstance(state, dict) else enumerate(state):
-        if isinstance(value, (dict, list)):
-            yield from leaves(value, (*path, key))
-        else:
-            yield (*path, key), value
-
-
 def test_processes_agree_with_each_other_and_with_a_single_one(results):
     first, second = (result["trained"] for result in results)
-    other = dict(leaves(second))
-    for path, value in leaves(first):
-        if isinstance(value, torch.Tensor):  # growth that was not measured is NaN
-            torch.testing.assert_close(value, other[path], rtol=0, atol=0, equal_nan=True)
-        else:
-            assert value == other[path], path
+    assert_the_same(first, second)
     for name, case in CASES.items():
         if "norm" in case:
             continue  # a batch's own statistics are those of a share: another model than alone
