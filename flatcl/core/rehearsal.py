@@ -16,7 +16,8 @@ the new task's loss.
 For the same reason R is limited: where it exceeds L = ``LIMIT``, the loss is R · L / R₀, R₀ being
 its value, a constant. Its gradient grows like √R, and a step of SGD that overshoots at a large R
 meets a larger one: rates at which plain SGD learns ran away, most often right after a pull, when
-the new task's gradient is large too. Below L nothing changes, and no rate, weight or sign does.
+the new task's gradient is large too. Above L the gradient keeps its direction; below it the loss is
+R itself.
 
 Source: pseudo-rehearsal, Robins, Connection Science 7 (1995) 123–146; distillation, Hinton et al.,
 arXiv 1503.02531 (2015).
