@@ -16,7 +16,7 @@ ORDER: tuple[Family, ...] = (
 _OF: dict[Family, tuple[str, ...]] = {
     "control": ("naive", "naive-tuned"),
     "regulariser": ("l2", "si", "mas", "lwf", "rwalk", "kfac-laplace", "ncl"),
-    "projection": ("owm", "gpm", "ogd", "dco"),
+    "projection": ("owm", "gpm", "gpm-first", "ogd", "dco"),
     "rehearsal": ("er", "agem"),
     "bound": ("joint",),
 }

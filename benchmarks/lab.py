@@ -69,15 +69,11 @@ def methods_of(protocol: Protocol) -> list[Method]:
         In the order of the tables.
     """
     chosen = {"core": CORE, "feng-tu": FENG_TU}.get(protocol.methods)
-    found = lab_methods().values()
+    found = [m for m in lab_methods().values() if protocol.kind in m.kinds]
     if chosen is not None:
         return [m for m in found if m.name in chosen]
     left_out = () if protocol.methods == "full" else VARIANTS
-    return [
-        m
-        for m in found
-        if m.name not in left_out and (protocol.kind == "class" or not m.class_incremental)
-    ]
+    return [m for m in found if m.name not in left_out]
 
 
 class Lab:

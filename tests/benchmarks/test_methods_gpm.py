@@ -12,12 +12,15 @@ from blobs import trained as naive_weights
 from digit_streams import digits, network_for, run
 from torch import Tensor, nn
 
+from benchmarks.lab import methods_of
 from benchmarks.methods._layers import input_rows, layers_of, to_matrix
-from benchmarks.methods.gpm import RIVAL, GradientProjection, extended
+from benchmarks.methods.gpm import RIVALS as GPM
+from benchmarks.methods.gpm import GradientProjection, extended
+from benchmarks.protocol_files import protocols
 from flatcl.errors import OptionError
 from flatcl.footprint import bytes_held
 from flatcl.models import TaskSlice
-from flatcl.rivals import RIVALS
+from flatcl.rivals import RIVALS, Rival
 from flatcl.streams import Stream
 
 
@@ -171,6 +174,18 @@ def test_the_first_layer_may_have_a_threshold_of_its_own(stream: Stream) -> None
     assert plugin.bases["2"].shape[1] > 1
 
 
+def test_on_permuted_images_the_first_layer_has_the_paper_s_threshold() -> None:
+    """Saha et al.'s settings for permuted MNIST: 0.95 in the first layer, 0.99 in the others."""
+    plain, first = (rival.own_plugins(0.01, 200)[0] for rival in GPM)
+    assert isinstance(plain, GradientProjection)
+    assert isinstance(first, GradientProjection)
+    assert (first.first, first.residual) == (pytest.approx(0.05), 0.01)
+    assert (plain.first, plain.residual) == (0.01, 0.01)
+    for protocol in protocols().values():
+        run = {method.name for method in methods_of(protocol)} & {"gpm", "gpm-first"}
+        assert run <= {"gpm-first" if protocol.kind == "permuted" else "gpm"}
+
+
 def test_modes_come_back_and_frozen_parameters_are_left_out(stream: Stream) -> None:
     model = network()
     model[0].weight.requires_grad_(False)
@@ -193,10 +208,11 @@ def test_the_heads_of_told_tasks_are_free() -> None:
     assert list(plugin.bases) == ["network.1"]
 
 
-def test_it_forgets_less_than_naive() -> None:
+@pytest.mark.parametrize("rival", GPM, ids=lambda rival: rival.name)
+def test_it_forgets_less_than_naive(rival: Rival) -> None:
     stream = digits()
     naive, _ = run(RIVALS["naive"], None, stream, network_for(stream))
-    ours, learnt = run(RIVAL, 0.03, stream, network_for(stream))
+    ours, learnt = run(rival, 0.03, stream, network_for(stream))
     assert ours > naive + 0.05
     assert learnt - ours < 0.1
 
@@ -213,6 +229,6 @@ def test_a_convolutional_network_trains(generator: torch.Generator) -> None:
 @pytest.mark.parametrize("share", [-0.1, 1.1, float("nan")])
 def test_a_share_outside_0_to_1_is_refused(share: float) -> None:
     with pytest.raises(OptionError, match=f"^residual is {share}: give a share"):
-        RIVAL.own_plugins(share, 200)
+        GPM[0].own_plugins(share, 200)
     with pytest.raises(OptionError, match=r"^first is"):
         GradientProjection(0.1, first=share)
