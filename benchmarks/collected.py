@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from statistics import fmean
 
 from benchmarks.outcomes import REGIMES, Outcome, Regime
 from flatcl.errors import DataError
@@ -47,17 +48,18 @@ class Collected:
         """
         return [regime for regime in REGIMES if self.methods(protocol, regime)]
 
-    def methods(self, protocol: str, regime: Regime) -> list[str]:
+    def methods(self, protocol: str, regime: Regime | None = None) -> list[str]:
         """Return the methods that have runs, diverged ones too.
 
         Args:
             protocol: its name.
-            regime: whose.
+            regime: whose; None for those of either.
 
         Returns:
             Names, in the order in which they first appear.
         """
-        return [m for p, r, m in self._runs if (p, r) == (protocol, regime)]
+        found = (m for p, r, m in self._runs if p == protocol and regime in (r, None))
+        return list(dict.fromkeys(found))
 
     def runs(self, protocol: str, regime: Regime, method: str) -> list[Outcome]:
         """Return a method's runs, diverged ones too.
@@ -99,6 +101,26 @@ class Collected:
         """
         done = self.done(protocol, regime, method)
         return {seed: 100 * scores(run.accuracy).acc for seed, run in done.items()}
+
+    def higher(self, protocol: str, method: str) -> Regime | None:
+        """Return the regime in which a rival did better: tuning may have misled it.
+
+        A regime in which more than half of the runs diverged is left out: what is left of it is a
+        selection.
+
+        Args:
+            protocol: its name.
+            method: the rival.
+
+        Returns:
+            That of the higher mean ACC, tuned if they are equal; None if it has none.
+        """
+        means = {}
+        for regime in reversed(REGIMES):
+            acc = list(self.acc(protocol, regime, method).values())
+            if acc and 2 * len(acc) >= len(self.runs(protocol, regime, method)):
+                means[regime] = fmean(acc)
+        return max(means, key=means.__getitem__, default=None)
 
     def nearest(self, protocol: str, regime: Regime, method: str) -> Regime | None:
         """Return the regime to take a reference method of.

@@ -39,10 +39,9 @@ class Entry:
 
 
 def best(collected: Collected, protocol: str, families: Collection[Family]) -> Entry | None:
-    """Return the tuned method of some families that has the highest mean ACC.
+    """Return the method of some families that has the highest mean ACC, tuned or at its defaults.
 
-    It is chosen on the very test images that it is shown on, so chance favours it. A method of
-    which more than half of the runs diverged is not chosen: what is left of it is a selection.
+    It is chosen on the very test images that it is shown on, so chance favours it.
 
     Args:
         collected: all runs.
@@ -53,12 +52,10 @@ def best(collected: Collected, protocol: str, families: Collection[Family]) -> E
         The method; None if there is none.
     """
     found = []
-    for method in collected.methods(protocol, "tuned"):
-        runs = len(collected.runs(protocol, "tuned", method))
-        acc = estimate(list(collected.acc(protocol, "tuned", method).values()))
-        if family(method) in families and acc is not None and 2 * acc.n >= runs:
-            found.append(Entry(method, "tuned", acc))
-    return max(found, key=lambda entry: entry.acc.mean, default=None)
+    for method in collected.methods(protocol):
+        if family(method) in families and (regime := collected.higher(protocol, method)):
+            found.append(named(collected, protocol, method, regime))
+    return max(filter(None, found), key=lambda entry: entry.acc.mean, default=None)
 
 
 def named(collected: Collected, protocol: str, method: str, regime: Regime) -> Entry | None:
@@ -93,9 +90,9 @@ def joint_of(collected: Collected, protocol: str) -> Entry | None:
 
 @dataclass(frozen=True)
 class Gap:
-    """How much of the way from the best tuned EWC to joint training LDC goes at its defaults.
+    """How much of the way from the best EWC to joint training LDC goes at its defaults.
 
-    EWC with λ = 0 is Naive, so where tuned Naive is above every EWC (its search has the learning
+    EWC with λ = 0 is Naive, so where Naive is above every EWC (its search has the learning
     rate alone to go through), the way begins there.
 
     Attributes:
@@ -127,7 +124,8 @@ def gap_closed(collected: Collected, protocol: str) -> Gap | None:
         common seed.
     """
     base, joint = best(collected, protocol, (*EWC, *CONTROL)), joint_of(collected, protocol)
-    if base is None or joint is None or best(collected, protocol, EWC) is None:
+    tuned = any(family(method) in EWC for method in collected.methods(protocol, "tuned"))
+    if base is None or joint is None or not tuned:
         return None
     high = collected.acc(protocol, joint.regime, joint.method)
     low = collected.acc(protocol, base.regime, base.method)

@@ -1,4 +1,4 @@
-"""The lab in one table: LDC as it comes beside the best that tuning makes of others."""
+"""The lab in one table: LDC as it comes beside the best of others, tuned or as they come."""
 
 from __future__ import annotations
 
@@ -29,17 +29,18 @@ _MARKS: dict[Verdict, str] = {
 }  # fmt: skip
 COLUMNS = (
     Column("protocol"),
-    Column("best Naive, tuned", falling=True),
-    Column("best EWC, tuned", falling=True),
-    Column("best other without data, tuned", falling=True),
+    Column("best Naive", falling=True),
+    Column("best EWC", falling=True),
+    Column("best other without data", falling=True),
     Column("LDC, default", falling=True),
     Column("Joint", falling=True),
     Column("gap closed", "(LDC − best EWC or Naive) / (Joint − best EWC or Naive)", falling=True),
 )
 LEGEND = (
     "ACC in percent on test images, mean ± half-width of the 95 % t-interval over seeds. *Best* is "
-    "the highest of the tuned methods of its kind on these very images, so that chance favours it "
-    "over LDC, which has one setting for all (benchmarks/DEFAULTS.md tells how it was chosen). "
+    "the highest of the methods of its kind on these very images, tuned if nothing else is said, "
+    "so that chance favours it over LDC, which has one setting for all (benchmarks/DEFAULTS.md "
+    "tells how it was chosen). "
     "Beside LDC: = no significant difference, ↑ "
     "significantly above LDC, ? too few seeds to test, no mark significantly below (paired t-test, "
     "p < 0.05, Holm-corrected over this table). *Gap closed*: (LDC − base) / (Joint − "
@@ -139,7 +140,9 @@ def entries(collected: Collected) -> dict[str, list[Entry | None]]:
 def _shown(entry: Entry | None, *, name: bool = False) -> Cell:
     if entry is None:
         return Cell("–", None)
-    text = estimate_cell(entry.acc).text + (f" ({entry.method})" if name else "")
+    text = estimate_cell(entry.acc).text
+    if name:
+        text += f" ({entry.method}{'' if entry.regime == 'tuned' else ', default'})"
     if entry.versus is not None:
         text += _MARKS[entry.versus.verdict]
     return Cell(text, entry.acc.mean)
