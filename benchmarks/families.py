@@ -88,7 +88,7 @@ def naive_of(methods: Iterable[str]) -> str | None:
 
 
 def information(method: str) -> str | None:
-    """Return what a method uses that plain regularisers do not.
+    """Return what a method uses that plain regularisers do not, or how it departs from its kin.
 
     Args:
         method: its name.
@@ -100,6 +100,8 @@ def information(method: str) -> str | None:
         return "as Avalanche 0.6.0 ships it, unrepaired"
     if method.startswith("ldc-er"):
         return _USES["rehearsal"]
+    if method == "gpm-first":
+        return "gpm that may miss five times as much in the first layer, as on its paper's stream"
     if method == "ogd":
         return "keeps gradients of stored samples, one vector of the network's size each"
     return _USES.get(family(method))

@@ -125,8 +125,7 @@ CORE = (
     "naive-tuned", "ewc", "ewc-online", "si", "mas", "gpm", "gpm-first", "kfac-laplace", "ldc",
     "joint",
 )  # fmt: skip
-# GPM's paper has a threshold of its own for the first layer on permuted MNIST and nowhere else. On
-# validation images it was level elsewhere, or worse.
+# GPM's paper has a threshold of its own for the first layer on permuted MNIST and nowhere else.
 KINDS: dict[str, tuple[Kind, ...]] = {
     "gpm": ("task", "domain", "class", "rotated"),
     "gpm-first": ("permuted",),
