@@ -101,7 +101,7 @@ def information(method: str) -> str | None:
     if method.startswith("ldc-er"):
         return _USES["rehearsal"]
     if method == "gpm-first":
-        return "gpm that may miss five times as much in the first layer, as on its paper's stream"
+        return "misses five times as much energy in the first layer: GPM's setting for this stream"
     if method == "ogd":
         return "keeps gradients of stored samples, one vector of the network's size each"
     return _USES.get(family(method))
