@@ -79,6 +79,12 @@ def test_the_protocols_of_the_comparison_are_there_and_can_be_read():
     assert not set(VARIANTS) & {m.name for m in methods_of(found["split-mnist-class"])}
 
 
+def test_gpm_has_the_paper_s_own_first_layer_on_permuted_images_and_nowhere_else():
+    for protocol in protocols().values():
+        run = {method.name for method in methods_of(protocol)} & {"gpm", "gpm-first"}
+        assert run <= {"gpm-first" if protocol.kind == "permuted" else "gpm"}
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
