@@ -3,41 +3,29 @@
 from __future__ import annotations
 
 from benchmarks.collected import Collected
-from benchmarks.families import WITHOUT_DATA, Family, family, in_order
-from benchmarks.gap import CONTROL, EWC
-from benchmarks.statistics import REFERENCE, Estimate, Paired, corrected, estimate, paired
+from benchmarks.contenders import CONTROL, EWC, Entry, compared, contenders
+from benchmarks.families import WITHOUT_DATA, Family
+from benchmarks.statistics import REFERENCE, Estimate, Paired, Verdict, estimate
 from benchmarks.views import p_text
 from flatcl.scores import scores
 
 _RIVALS: tuple[Family, ...] = (*CONTROL, *EWC, *WITHOUT_DATA)
 
 
-def against_rivals(collected: Collected, protocol: str) -> dict[str, Paired]:
-    """Return every method that keeps no data less LDC at its defaults.
-
-    Each is taken of the regime in which it did better: what was tuned on a stream's first tasks
-    may be worse on the whole than what nobody tuned.
+def against_rivals(collected: Collected, protocol: str) -> list[tuple[Entry, Paired]]:
+    """Return every method that keeps no data with its test against LDC at its defaults.
 
     Args:
         collected: all runs.
         protocol: its name.
 
     Returns:
-        By method, the nearest to LDC or above it first; p Holm-corrected over these.
+        Those with a seed in common with LDC, the nearest to it or above it first; p
+        Holm-corrected over these.
     """
-    own = collected.acc(protocol, "default", REFERENCE)
-    regimes = {
-        method: regime
-        for method in in_order(collected.methods(protocol))
-        if family(method) in _RIVALS and (regime := collected.higher(protocol, method))
-    }
-    tests = [paired(collected.acc(protocol, r, method), own) for method, r in regimes.items()]
-    found = {
-        method: test
-        for method, test in zip(regimes, corrected(tests), strict=True)
-        if test is not None
-    }
-    return dict(sorted(found.items(), key=lambda pair: -pair[1].difference.mean))
+    entries = compared(collected, contenders(collected, protocol, _RIVALS))
+    found = [(entry, entry.versus) for entry in entries if entry.versus is not None]
+    return sorted(found, key=lambda pair: -pair[1].difference.mean)
 
 
 def verdict(collected: Collected, protocol: str) -> list[str]:
@@ -56,31 +44,29 @@ def verdict(collected: Collected, protocol: str) -> list[str]:
     found = against_rivals(collected, protocol)
     if not found:
         return []
-    by_verdict: dict[str, list[str]] = {}
-    for method, test in found.items():
-        by_verdict.setdefault(test.verdict, []).append(method)
-    below = by_verdict.get("below", [])
+    by_verdict: dict[Verdict, list[tuple[Entry, Paired]]] = {}
+    for entry, test in found:
+        by_verdict.setdefault(test.verdict, []).append((entry, test))
     said = []
-    if below:
-        nearest = below[0]
+    if below := by_verdict.get("below"):
+        nearest, test = below[0]
         said.append(
             f"LDC at its defaults is significantly above {len(below)} of {len(found)} methods that "
             "keep no data, each tuned or at its own defaults, whichever came out higher; the "
-            f"nearest of them is {nearest} ({_points(found[nearest].difference)})."
+            f"nearest of them is {nearest.method} ({_points(test.difference)})."
         )
-    for method in by_verdict.get("above", []):
-        said.append(f"**{method} is above LDC** {_why(collected, protocol, method, found[method])}")
-    for method in by_verdict.get("tie", []):
-        said.append(f"{method} ties with LDC {_why(collected, protocol, method, found[method])}")
+    for entry, test in by_verdict.get("above", []):
+        said.append(f"**{entry.method} is above LDC** {_why(collected, entry, test)}")
+    for entry, test in by_verdict.get("tie", []):
+        said.append(f"{entry.method} ties with LDC {_why(collected, entry, test)}")
     if untested := by_verdict.get("untested"):
-        said.append(f"Too few seeds to test: {', '.join(untested)}.")
+        said.append(f"Too few seeds to test: {', '.join(entry.method for entry, _ in untested)}.")
     return said
 
 
-def _why(collected: Collected, protocol: str, method: str, test: Paired) -> str:
-    own = collected.done(protocol, "default", REFERENCE)
-    regime = collected.higher(protocol, method)
-    other = collected.done(protocol, regime, method) if regime else {}
+def _why(collected: Collected, entry: Entry, test: Paired) -> str:
+    own = collected.done(entry.protocol, "default", REFERENCE)
+    other = collected.done(entry.protocol, entry.regime, entry.method)
     learned, kept = [], []
     for seed in sorted(set(own) & set(other)):
         mine, theirs = scores(own[seed].accuracy), scores(other[seed].accuracy)

@@ -35,6 +35,11 @@ _USES: dict[Family, str] = {
     "bound": "trains on the samples of all tasks at once: a bound, not a rival",
     "other": "of no known family: never the best of a kind",
 }
+_USES_OF: dict[str, str] = {
+    "gpm-first": "misses five times as much energy in the first layer: GPM's setting for this "
+    "stream",
+    "ogd": "keeps gradients of stored samples, one vector of the network's size each",
+}
 
 
 def family(method: str) -> Family:
@@ -100,8 +105,4 @@ def information(method: str) -> str | None:
         return "as Avalanche 0.6.0 ships it, unrepaired"
     if method.startswith("ldc-er"):
         return _USES["rehearsal"]
-    if method == "gpm-first":
-        return "misses five times as much energy in the first layer: GPM's setting for this stream"
-    if method == "ogd":
-        return "keeps gradients of stored samples, one vector of the network's size each"
-    return _USES.get(family(method))
+    return _USES_OF.get(method, _USES.get(family(method)))

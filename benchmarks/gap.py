@@ -3,89 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
 from benchmarks.about import ProtocolAbout
 from benchmarks.collected import Collected
-from benchmarks.families import Family, family
-from benchmarks.outcomes import Regime
-from benchmarks.statistics import REFERENCE, Estimate, Paired, estimate
+from benchmarks.contenders import CONTROL, EWC, best, joint_of
+from benchmarks.families import family
+from benchmarks.statistics import REFERENCE, Estimate
 from flatcl.scores import mean_ci95
 
-EWC: tuple[Family, ...] = ("ewc",)
-CONTROL: tuple[Family, ...] = ("control",)
 CLASSES = "class"
 """The kind of protocol that the mean gap leaves out: pure regularisers are Naive's equals there,
 so that the gap is not one between regularisers."""
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One method of the headline table.
-
-    Attributes:
-        method: its name.
-        regime: whose runs.
-        acc: percent.
-        versus: less LDC at its defaults.
-    """
-
-    method: str
-    regime: Regime
-    acc: Estimate
-    versus: Paired | None = None
-
-
-def best(collected: Collected, protocol: str, families: Collection[Family]) -> Entry | None:
-    """Return the method of some families that has the highest mean ACC, tuned or at its defaults.
-
-    It is chosen on the very test images that it is shown on, so chance favours it.
-
-    Args:
-        collected: all runs.
-        protocol: its name.
-        families: to choose from.
-
-    Returns:
-        The method; None if there is none.
-    """
-    found = []
-    for method in collected.methods(protocol):
-        if family(method) in families and (regime := collected.higher(protocol, method)):
-            found.append(named(collected, protocol, method, regime))
-    return max(filter(None, found), key=lambda entry: entry.acc.mean, default=None)
-
-
-def named(collected: Collected, protocol: str, method: str, regime: Regime) -> Entry | None:
-    """Return a method as an entry.
-
-    Args:
-        collected: all runs.
-        protocol: its name.
-        method: its name.
-        regime: whose runs.
-
-    Returns:
-        None if no run came to its end.
-    """
-    acc = estimate(list(collected.acc(protocol, regime, method).values()))
-    return None if acc is None else Entry(method, regime, acc)
-
-
-def joint_of(collected: Collected, protocol: str) -> Entry | None:
-    """Return joint training as an entry, tuned if there is that.
-
-    Args:
-        collected: all runs.
-        protocol: its name.
-
-    Returns:
-        None if no run came to its end.
-    """
-    where = collected.nearest(protocol, "tuned", "joint")
-    return named(collected, protocol, "joint", where) if where else None
 
 
 @dataclass(frozen=True)
@@ -124,7 +55,11 @@ def gap_closed(collected: Collected, protocol: str) -> Gap | None:
         common seed.
     """
     base, joint = best(collected, protocol, (*EWC, *CONTROL)), joint_of(collected, protocol)
-    tuned = any(family(method) in EWC for method in collected.methods(protocol, "tuned"))
+    tuned = any(
+        collected.done(protocol, "tuned", method)
+        for method in collected.methods(protocol, "tuned")
+        if family(method) in EWC
+    )
     if base is None or joint is None or not tuned:
         return None
     high = collected.acc(protocol, joint.regime, joint.method)

@@ -3,24 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 
 from benchmarks.about import ProtocolAbout
 from benchmarks.collected import Collected
+from benchmarks.contenders import CONTROL, EWC, Entry, best, compared, joint_of, named
 from benchmarks.families import WITHOUT_DATA
-from benchmarks.gap import (
-    CONTROL,
-    EWC,
-    Entry,
-    best,
-    gap_closed,
-    gaps,
-    joint_of,
-    mean_sentence,
-    named,
-)
+from benchmarks.gap import gap_closed, gaps, mean_sentence
 from benchmarks.outcomes import Outcome
-from benchmarks.statistics import REFERENCE, Verdict, corrected, paired
+from benchmarks.statistics import REFERENCE, Verdict
 from benchmarks.views import Cell, Column, Row, View, estimate_cell
 from flatcl.tables import markdown_table
 
@@ -117,22 +107,10 @@ def entries(collected: Collected) -> dict[str, list[Entry | None]]:
             named(collected, name, REFERENCE, "default"),
             joint_of(collected, name),
         ]
-    tests = [
-        None
-        if entry is None or entry.method == REFERENCE
-        else paired(
-            collected.acc(name, entry.regime, entry.method),
-            collected.acc(name, "default", REFERENCE),
-        )
-        for name, line in found.items()
-        for entry in line
-    ]
-    results = iter(corrected(tests))
+    there = [entry for line in found.values() for entry in line if entry is not None]
+    results = iter(compared(collected, there))
     return {
-        name: [
-            None if e is None else replace(e, versus=versus)
-            for e, versus in zip(line, results, strict=False)
-        ]
+        name: [None if entry is None else next(results) for entry in line]
         for name, line in found.items()
     }
 

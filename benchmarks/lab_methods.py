@@ -127,7 +127,7 @@ CORE = (
 )  # fmt: skip
 # GPM's paper has a threshold of its own for the first layer on permuted MNIST and nowhere else.
 KINDS: dict[str, tuple[Kind, ...]] = {
-    "gpm": ("task", "domain", "class", "rotated"),
+    "gpm": tuple(kind for kind in Method.kinds if kind != "permuted"),
     "gpm-first": ("permuted",),
 }
 FENG_TU = ("naive", "ewc", "ldc", "ldc-published", "joint")
@@ -177,7 +177,7 @@ def _of(rival: Rival) -> Method:
     if default is None and rival.grid:
         default = rival.grid[len(rival.grid) // 2]
     most = MOST.get(rival.name, math.inf)
-    kinds = KINDS.get(rival.name, get_args(Kind))
+    kinds = KINDS.get(rival.name, Method.kinds)
     return Method(
         rival.name, rival.name, rival.hyperparameter, rival.grid, most, default, kinds=kinds
     )

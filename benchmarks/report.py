@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from benchmarks.about import ProtocolAbout
 from benchmarks.against import verdict
 from benchmarks.collected import Collected
+from benchmarks.contenders import CONTROL, EWC, best
 from benchmarks.families import WITHOUT_DATA, in_order
 from benchmarks.figure_matrices import accuracy_matrices
 from benchmarks.figure_replay import replay_against_memory
@@ -23,7 +24,7 @@ from benchmarks.figures import (
     accuracy_over_time,
     forgetting_against_bytes,
 )
-from benchmarks.gap import CONTROL, EWC, best, gaps, mean_sentence
+from benchmarks.gap import gaps, mean_sentence
 from benchmarks.headline import LEGEND, headline_table, headline_view
 from benchmarks.markers import insert
 from benchmarks.outcomes import REGIMES, Outcome, Regime, Search

@@ -9,7 +9,7 @@ from benchmarks.against import against_rivals, verdict
 from benchmarks.collected import Collected
 from benchmarks.figure_replay import by_buffer, overtakes, replay_against_memory
 from benchmarks.figure_style import Styles
-from benchmarks.statistics import Estimate
+from benchmarks.statistics import Estimate, Paired
 
 LDC = [0.90, 0.91, 0.92, 0.91, 0.90]
 
@@ -18,13 +18,17 @@ def shifted(by: float) -> list[float]:
     return [acc + by + 0.001 * (-1) ** place for place, acc in enumerate(LDC)]
 
 
+def held(collected: Collected) -> dict[str, Paired]:
+    return {entry.method: test for entry, test in against_rivals(collected, "p")}
+
+
 def test_every_method_without_data_is_held_against_ldc_as_it_comes():
     outcomes = runs("ldc", LDC, regime="default")
     outcomes += runs("ldc", shifted(0.05))  # tuned: no rival of its own
     outcomes += [*runs("ewc", shifted(-0.2)), *runs("owm", shifted(-0.1))]
     outcomes += [*runs("er", shifted(0.05)), *runs("joint", shifted(0.06))]
     outcomes += runs("mas", shifted(0.0), regime="default")
-    found = against_rivals(Collected(outcomes), "p")
+    found = held(Collected(outcomes))
     assert list(found) == ["mas", "owm", "ewc"]
     assert [test.verdict for test in found.values()] == ["tie", "below", "below"]
     said = verdict(Collected(outcomes), "p")
@@ -45,7 +49,7 @@ def test_a_method_that_tuning_misled_is_taken_as_it_comes():
     assert collected.higher("p", "gpm") == "default"
     assert collected.higher("p", "si") == "tuned"  # of the other regime one run of five is left
     assert collected.higher("p", "owm") is None
-    found = against_rivals(collected, "p")
+    found = held(collected)
     assert found["gpm"].difference.mean == pytest.approx(-10, abs=0.1)
     assert found["si"].difference.mean == pytest.approx(-40, abs=0.1)
 

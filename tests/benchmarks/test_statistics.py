@@ -9,8 +9,9 @@ import pytest
 from lab_runs import PROTOCOLS, run, runs
 
 from benchmarks.collected import Collected
+from benchmarks.contenders import best
 from benchmarks.families import family, in_order, information
-from benchmarks.gap import Gap, best, gap_closed, gaps, mean_share
+from benchmarks.gap import Gap, gap_closed, gaps, mean_share
 from benchmarks.headline import entries, headline_table
 from benchmarks.outcomes import Outcome, Regime
 from benchmarks.statistics import (
@@ -206,6 +207,9 @@ def test_the_gap_begins_at_naive_where_that_is_above_every_ewc():
     assert gap.base == "naive-tuned"
     assert gap.share == pytest.approx(0.9, abs=0.01)
     assert gap_closed(Collected([*naive, *level[3:]]), "p") is None  # no EWC, no gap to it
+    broken = [replace(one, status="diverged") for one in level[:3]]
+    untuned = [replace(one, regime="default") for one in level[:3]]
+    assert gap_closed(Collected([*naive, *level[3:], *broken, *untuned]), "p") is None
 
 
 def test_there_is_no_gap_where_joint_is_not_above_ewc():
