@@ -7,6 +7,9 @@ from typing import Any
 
 import pytest
 import torch
+from blobs import blob_stream
+
+from flatcl.streams import Stream
 
 
 @pytest.fixture(autouse=True)
@@ -18,6 +21,11 @@ def _one_thread():
 @pytest.fixture
 def generator() -> torch.Generator:
     return torch.Generator().manual_seed(20211)
+
+
+@pytest.fixture(scope="module")
+def stream() -> Stream:
+    return blob_stream()
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,6 @@ import torch
 from blobs import (
     INPUTS,
     SAMPLES,
-    blob_stream,
     build,
     common,
     data_of,
@@ -24,11 +23,6 @@ from torch.nn import functional
 from benchmarks.methods.agem import AGEM, RIVAL, project
 from flatcl.rivals import bytes_held
 from flatcl.streams import Stream
-
-
-@pytest.fixture(scope="module")
-def stream() -> Stream:
-    return blob_stream()
 
 
 def test_projection_in_closed_form(generator: torch.Generator) -> None:

@@ -9,7 +9,6 @@ import torch
 from blobs import (
     BATCH,
     SAMPLES,
-    blob_stream,
     build,
     common,
     data_of,
@@ -28,11 +27,6 @@ from flatcl.footprint import bytes_held
 from flatcl.models import make_model
 from flatcl.rivals import RIVALS
 from flatcl.streams import Stream
-
-
-@pytest.fixture(scope="module")
-def stream() -> Stream:
-    return blob_stream()
 
 
 def made(model: nn.Module, strength: float, **options: Any) -> tuple[Any, DCOPlugin]:

@@ -8,7 +8,6 @@ import pytest
 import torch
 from blobs import (
     SAMPLES,
-    blob_stream,
     common,
     data_of,
     flat,
@@ -32,11 +31,6 @@ from flatcl.rivals import Rival, bytes_held
 from flatcl.streams import Stream
 
 VARIANTS = pytest.mark.parametrize("directions", [exact, empirical])
-
-
-@pytest.fixture(scope="module")
-def stream() -> Stream:
-    return blob_stream()
 
 
 def mlp() -> nn.Module:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from blobs import CLASSES, INPUTS, blob_stream, flat, network, plugged, train
+from blobs import CLASSES, INPUTS, flat, network, plugged, train
 from blobs import trained as naive_weights
 from digit_streams import digits, network_for, run
 from torch import Tensor, nn
@@ -20,11 +20,6 @@ from flatcl.footprint import bytes_held
 from flatcl.models import TaskSlice
 from flatcl.rivals import RIVALS, Rival
 from flatcl.streams import Stream
-
-
-@pytest.fixture(scope="module")
-def stream() -> Stream:
-    return blob_stream()
 
 
 def linear(bias: bool = True) -> nn.Sequential:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from blobs import INPUTS, SAMPLES, blob_stream, flat, in_second_task, network, plugged, train
+from blobs import INPUTS, SAMPLES, flat, in_second_task, network, plugged, train
 from blobs import trained as naive_weights
 from digit_streams import digits, network_for, run
 from torch import Tensor, nn
@@ -20,11 +20,6 @@ from flatcl.errors import NonFiniteError, OptionError
 from flatcl.footprint import bytes_held
 from flatcl.rivals import RIVALS
 from flatcl.streams import Stream
-
-
-@pytest.fixture(scope="module")
-def stream() -> Stream:
-    return blob_stream()
 
 
 def factors(generator: torch.Generator, tasks: int, size: int) -> Tensor:

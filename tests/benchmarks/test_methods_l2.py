@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from blobs import blob_stream, common, flat, in_second_task, network, plugged, train, trained
+from blobs import common, flat, in_second_task, network, plugged, train, trained
 from digits import final_accuracy, naive_accuracy
 from torch import nn
 
@@ -12,11 +12,6 @@ from benchmarks.methods.l2 import RIVAL, L2Plugin
 from flatcl.errors import OptionError
 from flatcl.rivals import bytes_held
 from flatcl.streams import Stream
-
-
-@pytest.fixture(scope="module")
-def stream() -> Stream:
-    return blob_stream()
 
 
 def run(value: float, stream: Stream, model: nn.Module) -> torch.Tensor:

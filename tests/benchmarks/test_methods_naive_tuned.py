@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from blobs import blob_stream, build, common, flat, network, train
+from blobs import build, common, flat, network, train
 from forgetting import accuracies, forgetful_stream, perceptron
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, Optimizer
@@ -18,11 +18,6 @@ from flatcl.streams import Stream
 
 from avalanche.training.plugins import SupervisedPlugin  # isort: skip
 from avalanche.training.templates import SupervisedTemplate  # isort: skip
-
-
-@pytest.fixture(scope="module")
-def stream() -> Stream:
-    return blob_stream()
 
 
 class Rates(SupervisedPlugin):  # type: ignore[misc]

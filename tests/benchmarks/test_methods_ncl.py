@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from blobs import SAMPLES, blob_stream, build, common, data_of, flat, network, train
+from blobs import SAMPLES, build, common, data_of, flat, network, train
 from forgetting import accuracies, forgetful_stream
 from torch import Tensor, nn
 from torch.nn import functional
@@ -22,11 +22,6 @@ from flatcl.footprint import bytes_held
 from flatcl.models import make_model
 from flatcl.rivals import RIVALS
 from flatcl.streams import Stream
-
-
-@pytest.fixture(scope="module")
-def stream() -> Stream:
-    return blob_stream()
 
 
 def made(model: nn.Module, precision: float, **options: Any) -> tuple[Any, NCLPlugin]:

@@ -22,11 +22,6 @@ from flatcl.streams import Stream
 from avalanche.models import avalanche_forward  # isort: skip
 
 
-@pytest.fixture(scope="module")
-def stream() -> Stream:
-    return blob_stream()
-
-
 def joint(model: nn.Module, tensors: list[Tensor]) -> Tensor:
     """Return values of the trainable parameters in the order of the plugin's matrices."""
     names = {id(p): t for p, t in zip(model.parameters(), tensors, strict=True)}

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from blobs import SAMPLES, blob_stream, build, common, data_of, flat, network, train
+from blobs import SAMPLES, build, common, data_of, flat, network, train
 from forgetting import accuracies, forgetful_stream
 from torch import Tensor, nn
 from torch.optim import SGD, Adam
@@ -20,11 +20,6 @@ from flatcl.rivals import RIVALS
 from flatcl.streams import Stream
 
 from avalanche.training.plugins import SupervisedPlugin  # isort: skip
-
-
-@pytest.fixture(scope="module")
-def stream() -> Stream:
-    return blob_stream()
 
 
 def made(model: nn.Module, alpha: float, **options: Any) -> tuple[Any, OWMPlugin]:

@@ -9,7 +9,6 @@ from blobs import (
     CLASSES,
     INPUTS,
     SAMPLES,
-    blob_stream,
     common,
     data_of,
     flat,
@@ -33,11 +32,6 @@ from avalanche.training.templates import SupervisedTemplate  # isort: skip
 
 ANEW, STOCK = RIVALS
 LR = 0.1
-
-
-@pytest.fixture(scope="module")
-def stream() -> Stream:
-    return blob_stream()
 
 
 class Wide(nn.Module):

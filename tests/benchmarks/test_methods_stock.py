@@ -5,9 +5,8 @@ Where a test here fails, Avalanche has mended the defect: drop the stock row.
 
 from __future__ import annotations
 
-import pytest
 import torch
-from blobs import INPUTS, blob_stream, common, flat, network, train, trained
+from blobs import INPUTS, common, flat, network, train, trained
 from torch import nn
 
 from benchmarks.methods.stock import RIVALS
@@ -15,11 +14,6 @@ from flatcl.rivals import RIVALS as REPAIRED
 from flatcl.streams import Stream
 
 SI, LWF = RIVALS
-
-
-@pytest.fixture(scope="module")
-def stream() -> Stream:
-    return blob_stream()
 
 
 def test_si_is_naive_on_the_cpu_whatever_its_strength(stream: Stream) -> None:

@@ -8,17 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from blobs import TASKS, blob_stream, build, flat, network, train
+from blobs import TASKS, build, flat, network, train
 
 from flatcl.footprint import bytes_held
 from flatcl.streams import Stream
 
 from avalanche.training.plugins import SupervisedPlugin  # isort: skip
-
-
-@pytest.fixture(scope="module")
-def stream() -> Stream:
-    return blob_stream()
 
 
 @pytest.mark.parametrize(

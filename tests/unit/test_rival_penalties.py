@@ -10,7 +10,6 @@ import torch
 from blobs import (
     BATCH,
     SAMPLES,
-    blob_stream,
     build,
     data_of,
     in_second_task,
@@ -23,11 +22,6 @@ from torch.nn import functional
 
 from flatcl.rivals import RepairedLwF, RepairedMAS, RepairedSI
 from flatcl.streams import Stream
-
-
-@pytest.fixture(scope="module")
-def stream() -> Stream:
-    return blob_stream()
 
 
 class TwoWeights(nn.Module):

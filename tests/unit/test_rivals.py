@@ -13,7 +13,6 @@ from blobs import (
     INPUTS,
     SAMPLES,
     TASKS,
-    blob_stream,
     build,
     flat,
     in_second_task,
@@ -32,11 +31,6 @@ from avalanche.training.plugins import MASPlugin, SupervisedPlugin, SynapticInte
 from avalanche.training.templates import SupervisedTemplate  # isort: skip
 
 REGULARISERS = ["ewc", "ewc-online", "si", "mas", "lwf"]
-
-
-@pytest.fixture(scope="module")
-def stream() -> Stream:
-    return blob_stream()
 
 
 def test_stock_si_is_naive_on_the_cpu_and_the_repaired_one_is_not(stream: Stream) -> None:
