@@ -176,9 +176,9 @@ def test_the_lab_makes_what_is_missing_once_and_tells_it_all(protocol, tmp_path)
         assert one.seconds["training"] > 0
         assert one.seconds["task_end"] >= 0
     searched = {one.method: one for one in later.searches(protocol)}
-    assert set(searched) == {"naive-tuned", "ldc"}  # whose rate LDC's search tries too
+    assert set(searched) == {"naive-tuned", "naive", "ldc"}  # each tries the rate before it too
     ldc = searched["ldc"]
-    at_naives = [t for t in ldc.tried if t.settings["lr"] == searched["naive-tuned"].chosen["lr"]]
+    at_naives = [t for t in ldc.tried if t.settings["lr"] == searched["naive"].chosen["lr"]]
     assert len(at_naives) >= 5
     assert len(ldc.tried) >= 15
     finalists = [t for t in ldc.tried if t.repeats == REPEATS]
