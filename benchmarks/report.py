@@ -58,8 +58,10 @@ READING = (
     "Intransigence is measured from joint training on all tasks: its final accuracy on task j, "
     "same seed, less the accuracy on task j just after it. Joint on the tasks so far is not run.",
     "Runs that diverged are counted and not averaged, which favours the method that they are of.",
-    "Seconds are of one run, ends of tasks included, tuning not. Bytes are all that a method "
-    "keeps between tasks beside the network itself.",
+    "Seconds are of one run, ends of tasks included, tuning not, on the machine and beside the "
+    "load that it met: runs of one table may be days apart, so that × Naive is a rough guide; "
+    "OVERHEAD.md has the cost, measured in turns. Bytes are all that a method keeps between tasks "
+    "beside the network itself.",
     "A published figure is an anchor and enters no test. It is held against ours, two-sided: a "
     "figure far above it is a miss too. One without a tolerance is shown and not judged, for the "
     "reason that its source line gives.",
