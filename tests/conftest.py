@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-from blobs import blob_stream
 
-from flatcl.streams import Stream
+if TYPE_CHECKING:
+    from flatcl.streams import Stream
 
 
 @pytest.fixture(autouse=True)
@@ -25,6 +25,8 @@ def generator() -> torch.Generator:
 
 @pytest.fixture(scope="module")
 def stream() -> Stream:
+    from blobs import blob_stream  # Avalanche's import, for the tests that need it
+
     return blob_stream()
 
 
