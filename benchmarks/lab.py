@@ -11,7 +11,7 @@ from benchmarks.carried import Carried, Repeat
 from benchmarks.lab_methods import CORE, FENG_TU, PLAIN, VARIANTS, Method, lab_methods
 from benchmarks.outcomes import REGIMES, Outcome, Regime, Search, Tried
 from benchmarks.protocol_files import Protocol, protocols
-from benchmarks.tune import Found, Reached, Setting, Trial, mean_acc, search
+from benchmarks.tune import Found, Reached, Setting, Trial, lasting, mean_acc, search
 from flatcl.protocol import CompareOptions
 from flatcl.records import TUNING_SEED, Cell, Record, identity, load
 from flatcl.scores import scores
@@ -137,7 +137,7 @@ class Lab:
         if (protocol, method) in self._ended:
             return self._ended[protocol, method]
         plain = _plain(protocol, method)
-        of_plain = self.setting(protocol, plain, "tuned") if plain else None
+        of_plain = self.search(protocol, plain).chosen if plain else None
         if plain and of_plain is None:
             return Found([], None, {})
 
@@ -172,14 +172,15 @@ class Lab:
             seeds: repeats at most.
 
         Returns:
-            Those of the search, or first of Naive's, while it goes on; then those that are
-            reported.
+            Those of the search, or first of Naive's, while it goes on; then whether what it found
+            lasts on a long stream; then those that are reported.
         """
         jobs: list[Job] = []
         for regime in regimes:
             found = self._found(protocol, method, regime)
             if found.chosen is None:
-                jobs += self._search_jobs(protocol, method)
+                whole = [tuning_job(protocol, method, one) for one in found.missing if one.whole]
+                jobs += whole or self._search_jobs(protocol, method)
             else:
                 jobs += report_jobs(protocol, method, found.chosen, seeds)
         return [job for job in dict.fromkeys(jobs) if self.record(job) is None]
@@ -206,7 +207,15 @@ class Lab:
     def _found(self, protocol: Protocol, method: Method, regime: Regime) -> Found:
         if regime == "default":
             return Found([], Setting(protocol.options.lr, method.default), {})
-        return self.search(protocol, method)
+        found = self.search(protocol, method)
+        if found.chosen is None or not protocol.tuned_elsewhere:
+            return found
+
+        def finished(trial: Trial) -> bool | None:
+            record = self.record(tuning_job(protocol, method, trial))
+            return None if record is None else record.status == "done"
+
+        return lasting(found, finished)
 
     def outcomes(self, protocol: Protocol) -> Iterator[Outcome]:
         """Yield the finished runs that are reported of a protocol.
@@ -239,7 +248,7 @@ class Lab:
         if protocol.settings_of is not None:
             return
         for method in methods_of(protocol):
-            found = self.search(protocol, method)
+            found = self._found(protocol, method, "tuned")
             if found.chosen is not None:
                 yield Search(
                     protocol.name,
@@ -275,7 +284,8 @@ def tuning_job(protocol: Protocol, method: Method, trial: Trial) -> Job:
     """
     # The grid's repeat is the one that `flatcl compare` tunes on; the others are the lab's alone.
     seed = derive_seed("tuning", trial.repeat) if trial.repeat else TUNING_SEED
-    return _job(protocol, method, protocol.tuning_options(), trial.setting, seed, "val")
+    options = protocol.tuning_options(whole=trial.whole)
+    return _job(protocol, method, options, trial.setting, seed, "val")
 
 
 def report_jobs(protocol: Protocol, method: Method, setting: Setting, seeds: int) -> list[Job]:

@@ -51,14 +51,23 @@ class Protocol:
     methods: MethodSet = "main"
     options: CompareOptions
 
-    def tuning_options(self) -> CompareOptions:
+    @property
+    def tuned_elsewhere(self) -> bool:
+        """Whether settings are chosen on another stream: its first tasks, or a protocol near it."""
+        return self.tune_tasks is not None or self.settings_of is not None
+
+    def tuning_options(self, *, whole: bool = False) -> CompareOptions:
         """Return the options of a search: another order of classes, and maybe fewer tasks.
+
+        Args:
+            whole: all the tasks that are reported.
 
         Returns:
             The options.
         """
         drawn = "drawn" if self.options.scenario.startswith("split") else "natural"
-        first = self.tune_tasks or self.options.first_tasks
+        first = None if whole else self.tune_tasks
+        first = first or self.options.first_tasks
         return replace(self.options, class_order=drawn, first_tasks=first)
 
 

@@ -49,7 +49,10 @@ READING = (
     "cell has one run; the three best have two more on seeds of their own, and so have the next "
     "best while one with a single run is above their means; the best of these means is taken: one "
     "run a cell would choose the lucky ones of a method that scatters. "
-    "Every method is tried at Naive's best rate too: a penalty of weight 0 is Naive.",
+    "Every method is tried at Naive's best rate too: a penalty of weight 0 is Naive. Settings "
+    "chosen on a stream's first tasks or on another stream have to last through the whole one, on "
+    "validation images of the search's first repeat; where they diverge there the next best are "
+    "taken.",
     "Methods of one seed share stream, order, initial weights and network, so that they are "
     "compared in pairs: paired t-test, p Holm-corrected over all methods of a table, Wilcoxon's "
     "signed-rank test as a check. From p = 0.05 on it is called a tie.",

@@ -15,13 +15,16 @@ The grid climbs one hill. A penalty of weight 0 is Naive, whose best rate is oft
 hill: on a stream where rates at which the network hardly moves lose the least, a method whose grid
 stopped elsewhere would be shown below Naive. So Naive's best rate is tried with every value of the
 method's number too, ``beside``.
+
+Settings that are chosen on the first tasks of a long stream, or on another one, may diverge later:
+``lasting`` passes those over.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean
 
 MAX_EXTENSIONS = 3
@@ -50,10 +53,12 @@ class Trial:
     Attributes:
         setting: its cell.
         repeat: 0 … ``REPEATS`` - 1; the first is that of the grid, the others are the finalists'.
+        whole: on the whole stream that is reported, where the search saw less of it.
     """
 
     setting: Setting
     repeat: int
+    whole: bool = False
 
 
 @dataclass(frozen=True)
@@ -148,6 +153,32 @@ def search(
                 _grow(rates, _RATE_RATIO, first=first, most=math.inf)
             else:
                 _grow(values, ratio, first=first, most=most)
+
+
+def lasting(found: Found, finished: Callable[[Trial], bool | None]) -> Found:
+    """Return the best setting of a search that trains the whole stream without diverging.
+
+    Args:
+        found: a search that is over.
+        finished: whether a run on the whole stream came to its end, None if it is missing.
+
+    Returns:
+        With the first that lasts chosen: the finalists in order, then the other cells that did not
+        diverge in the search; what the search chose if none lasts; the run that is missing if one
+        is.
+    """
+    able = [cell for cell, runs in found.tried.items() if mean_acc(runs) > 0]
+    # Stable, and the chosen one leads its equals.
+    able.sort(key=lambda cell: (-len(found.tried[cell]), -mean_acc(found.tried[cell])))
+    able.sort(key=lambda cell: cell != found.chosen)
+    for cell in able:
+        trial = Trial(cell, 0, whole=True)
+        good = finished(trial)
+        if good is None:
+            return replace(found, missing=[trial], chosen=None)
+        if good:
+            return replace(found, chosen=cell)
+    return found
 
 
 def _first_trials(rates: Sequence[float], values: Sequence[float | None]) -> list[Trial]:

@@ -30,7 +30,7 @@ from benchmarks.tune import FINALISTS, REPEATS, Setting, Trial
 from flatcl.cells import run_cell
 from flatcl.errors import OptionError
 from flatcl.protocol import CompareOptions
-from flatcl.records import TUNING_SEED
+from flatcl.records import TUNING_SEED, save
 
 pytestmark = pytest.mark.usefixtures("lab_methods_apart")
 
@@ -219,6 +219,31 @@ def test_a_protocol_near_another_takes_its_settings_and_makes_no_search(protocol
         assert one.settings["lr"] == chosen.lr
     assert len(list(lab.outcomes(near))) == 2
     assert len(lab.missing(protocol, naive, ("tuned",), 9)) == 2  # its own reported runs
+
+
+def test_settings_of_a_stream_s_first_tasks_have_to_last_through_all_of_them(protocol):
+    naive = lab_methods()["naive-tuned"]
+    long = replace(protocol, tune_tasks=1)
+    fill(Lab(), long, methods=(naive.name,), regimes=("tuned",))
+    lab = Lab()
+    best = lab.setting(long, naive, "tuned")
+    assert best is not None
+    assert lab.missing(long, naive, ("tuned",), 9) == []
+    whole = tuning_job(long, naive, Trial(best, 0, whole=True))
+    record = lab.record(whole)
+    assert record is not None
+    assert len(record.accuracy) == 2
+    save(whole.folder, whole.options, replace(record, status="diverged"))
+    lab = Lab()
+    (job,) = lab.missing(long, naive, ("tuned",), 9)
+    assert (job.cell.seed, job.cell.split) == (TUNING_SEED, "val")
+    assert job.options.first_tasks is None
+    next_best = Setting(job.options.lr, job.cell.value)
+    assert next_best != best
+    assert list(lab.outcomes(long)) == []
+    runner.make([job], Cluster(jobs=1))
+    assert lab.setting(long, naive, "tuned") == next_best
+    assert len(lab.missing(long, naive, ("tuned",), 9)) == 2
 
 
 def test_every_judged_method_is_run_on_its_protocol():

@@ -9,7 +9,17 @@ from statistics import fmean
 
 import pytest
 
-from benchmarks.tune import FINALISTS, MAX_EXTENSIONS, REPEATS, Found, Reached, Setting, search
+from benchmarks.tune import (
+    FINALISTS,
+    MAX_EXTENSIONS,
+    REPEATS,
+    Found,
+    Reached,
+    Setting,
+    Trial,
+    lasting,
+    search,
+)
 
 GRID = (1.0, 10.0, 100.0, 1000.0, 10000.0)
 FURTHER = FINALISTS * (REPEATS - 1)
@@ -159,3 +169,46 @@ def test_a_rate_beside_is_no_other_where_the_grid_has_it_and_loses_ties():
     assert run(peak(0.1, 100.0), beside=0.3) == run(peak(0.1, 100.0))
     found, _ = run(lambda _: 0.5, beside=1e-5)
     assert found.chosen == Setting(0.1, 100.0)
+
+
+def lasts(found, finished):
+    """Go on until a setting is chosen; return it and the settings that were run, in order."""
+    known = {}
+    while True:
+        later = lasting(found, known.get)
+        if later.chosen is not None:
+            return later.chosen, [trial.setting for trial in known]
+        (trial,) = later.missing
+        assert trial == Trial(trial.setting, 0, whole=True)
+        assert trial not in known
+        known[trial] = finished(trial.setting)
+
+
+def test_what_a_search_chose_is_kept_where_it_lasts():
+    found, _ = run(peak(0.1, 100.0))
+    assert lasts(found, lambda _: True) == (found.chosen, [found.chosen])
+    assert lasting(found, lambda _: True) == found
+
+
+def test_what_diverges_on_the_whole_stream_gives_way_to_the_next_best():
+    found, _ = run(peak(0.1, 100.0), luck=lambda s, repeat: 0.01 * (s.lr < 0.1))
+    chosen, tried = lasts(found, lambda s: s.lr < 0.1)
+    assert chosen == Setting(0.0333, 100.0)
+    assert all(setting.lr == 0.1 for setting in tried[:-1])
+    means = [fmean(one.acc_val for one in found.tried[setting]) for setting in tried]
+    assert means == sorted(means, reverse=True)
+
+
+def test_finalists_go_before_a_cell_that_was_run_once():
+    found, _ = run(peak(0.1, 100.0), luck=lambda s, repeat: -0.4 * (repeat > 0))
+    finalists = [cell for cell, runs in found.tried.items() if len(runs) == REPEATS]
+    assert len(finalists) < 15
+    _, tried = lasts(found, lambda s: s not in finalists)
+    assert set(tried[:-1]) == set(finalists)
+
+
+def test_where_nothing_lasts_the_search_s_choice_stands_and_what_diverged_in_it_is_not_tried():
+    found, _ = run(lambda s: 0.0 if s.lr > 0.1 else peak(0.1, 100.0)(s))
+    chosen, tried = lasts(found, lambda _: False)
+    assert chosen == found.chosen
+    assert set(tried) == {cell for cell in found.tried if cell.lr <= 0.1}
