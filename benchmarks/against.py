@@ -5,8 +5,8 @@ from __future__ import annotations
 from benchmarks.collected import Collected
 from benchmarks.contenders import CONTROL, EWC, Entry, compared, contenders
 from benchmarks.families import WITHOUT_DATA, Family
-from benchmarks.statistics import REFERENCE, Estimate, Paired, Verdict, estimate
-from benchmarks.views import p_text
+from benchmarks.statistics import REFERENCE, Estimate, Paired, Verdict, estimate, paired
+from benchmarks.views import p_text, settings_text
 from flatcl.scores import scores
 
 _RIVALS: tuple[Family, ...] = (*CONTROL, *EWC, *WITHOUT_DATA)
@@ -77,9 +77,21 @@ def _why(collected: Collected, entry: Entry, test: Paired) -> str:
     p = "" if test.p_holm is None else f", p {p_text(test.p_holm)}"
     text = f"({_points(test.difference)}{p})"
     parts = estimate(learned), estimate(kept)
-    if parts[0] is None or parts[1] is None:
-        return f"{text}."
-    return f"{text}: {_points(parts[0])} in what is learned, {_points(parts[1])} in what is kept."
+    if parts[0] is not None and parts[1] is not None:
+        text += f": {_points(parts[0])} in what is learned, {_points(parts[1])} in what is kept"
+    return f"{text}.{_tuned_alike(collected, entry)}"
+
+
+def _tuned_alike(collected: Collected, entry: Entry) -> str:
+    """Return a tuned rival's distance from LDC whose rate and strength are tuned too."""
+    own = collected.acc(entry.protocol, "tuned", REFERENCE)
+    if entry.regime != "tuned" or not own:
+        return ""
+    test = paired(collected.acc(entry.protocol, "tuned", entry.method), own)
+    if test is None:
+        return ""
+    settings = collected.runs(entry.protocol, "tuned", REFERENCE)[0].settings
+    return f" Beside LDC tuned alike ({settings_text(settings)}): {_points(test.difference)}."
 
 
 def _points(found: Estimate) -> str:

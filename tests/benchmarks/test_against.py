@@ -64,6 +64,14 @@ def test_where_it_is_not_above_the_parts_of_the_difference_are_told():
     assert "+2.0 ± 0.0 points in what is learned" in said[0]
     assert "−1.0 ± 0.1 points in what is kept" in said[0]
     assert said[1].startswith("ewc ties with LDC (+0.0 ± 0.0 points, p 1.00)")
+    assert "tuned alike" not in "".join(said)
+    outcomes += runs("ldc", shifted(0.05))  # its rate and strength chosen as the rivals'
+    outcomes += runs("mas", shifted(0.02), regime="default")
+    mas, owm, ewc = verdict(Collected(outcomes), "p")
+    assert owm.endswith(" Beside LDC tuned alike (lr 0.05): −4.0 ± 0.0 points.")
+    assert ewc.endswith(" Beside LDC tuned alike (lr 0.05): −5.0 ± 0.1 points.")
+    assert mas.startswith("**mas is above LDC**")
+    assert "alike" not in mas  # as it comes, beside which LDC as it comes stands
 
 
 def test_nothing_is_said_of_what_was_not_run():

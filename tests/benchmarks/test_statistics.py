@@ -266,7 +266,7 @@ def test_headline_marks_ties_and_rivals_above():
     outcomes += runs("er", [0.99] * 3, **name)  # keeps data: no column of its own
     marked = entries(Collected(outcomes))["split-mnist-domain"]
     verdicts = [e.versus.verdict if e and e.versus else None for e in marked]
-    assert verdicts == ["below", "below", "tie", None, "above"]
+    assert verdicts == ["below", "below", "tie", None, None, "above"]
     text = headline_table(outcomes, PROTOCOLS)
     row = next(line for line in text.splitlines() if "domain-incremental" in line)
     assert "(mas) =" in row
@@ -274,6 +274,10 @@ def test_headline_marks_ties_and_rivals_above():
     assert "90.1 ± 0.3 ↑" in row
     assert "50 %" in row
     assert "99.0" not in text
+    outcomes += runs("ldc", [0.87, 0.872, 0.871], **name)  # tuned: shown, no contender and no base
+    text = headline_table(outcomes, PROTOCOLS)
+    tuned = next(line for line in text.splitlines() if "domain-incremental" in line)
+    assert tuned.split() == row.replace("– |", "87.1 ± 0.2 |", 1).split()
 
 
 def test_families_put_names_in_order_and_strange_names_never_become_the_best():
