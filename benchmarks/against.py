@@ -84,11 +84,11 @@ def _why(collected: Collected, entry: Entry, test: Paired) -> str:
 
 def _tuned_alike(collected: Collected, entry: Entry) -> str:
     """Return a tuned rival's distance from LDC whose rate and strength are tuned too."""
-    own = collected.acc(entry.protocol, "tuned", REFERENCE)
-    if entry.regime != "tuned" or not own:
+    if entry.regime != "tuned":
         return ""
+    own = collected.acc(entry.protocol, "tuned", REFERENCE)
     test = paired(collected.acc(entry.protocol, "tuned", entry.method), own)
-    if test is None:
+    if test is None:  # LDC tuned has not been run
         return ""
     settings = collected.runs(entry.protocol, "tuned", REFERENCE)[0].settings
     return f" Beside LDC tuned alike ({settings_text(settings)}): {_points(test.difference)}."
