@@ -168,10 +168,12 @@ def lasting(found: Found, finished: Callable[[Trial], bool | None]) -> Found:
         is.
     """
     able = [cell for cell, runs in found.tried.items() if mean_acc(runs) > 0]
-    # Stable, and the chosen one leads its equals.
-    able.sort(key=lambda cell: (-len(found.tried[cell]), -mean_acc(found.tried[cell])))
-    able.sort(key=lambda cell: cell != found.chosen)
-    for cell in able:
+
+    def rank(cell: Setting) -> tuple[bool, int, float]:
+        runs = found.tried[cell]
+        return cell != found.chosen, -len(runs), -mean_acc(runs)
+
+    for cell in sorted(able, key=rank):
         trial = Trial(cell, 0, whole=True)
         good = finished(trial)
         if good is None:
