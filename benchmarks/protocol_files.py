@@ -18,7 +18,7 @@ else:
 
 FOLDER = Path(__file__).parent / "protocols"
 Kind = Literal["task", "domain", "class", "permuted", "rotated"]
-MethodSet = Literal["full", "main", "core", "feng-tu"]
+MethodSet = Literal["variants", "full", "main", "core", "feng-tu"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,8 +35,9 @@ class Protocol:
         tune_tasks: tasks that settings are chosen on, the first; None for all.
         settings_of: a protocol near it whose tuned settings it takes, to spare the searches; None
             if it has its own.
-        methods: "main"; "full", with the variants of methods too; "core", which a long protocol is
-            restricted to; or "feng-tu", the paper's own.
+        methods: "full", all but the variants of methods; "variants", with these; "main", without
+            what is seldom used; "core", which a long protocol is restricted to; or "feng-tu", the
+            paper's own.
         options: stream, network and training.
     """
 
@@ -48,7 +49,7 @@ class Protocol:
     seeds: int
     tune_tasks: int | None = None
     settings_of: str | None = None
-    methods: MethodSet = "main"
+    methods: MethodSet = "full"
     options: CompareOptions
 
     @property
