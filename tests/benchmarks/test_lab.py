@@ -80,7 +80,7 @@ def test_the_protocols_of_the_comparison_are_there_and_can_be_read():
 
 
 def test_every_method_is_shown_on_each_kind_of_stream():
-    shown: dict[str, set[str]] = {}
+    shown = {}
     for one in protocols().values():
         shown.setdefault(one.kind, set()).update(m.name for m in methods_of(one))
     for kind, names in shown.items():

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.matrix import CELLS, Cell, failures, measure
+from benchmarks.matrix import measure
+from benchmarks.matrix_cells import CELLS, Cell
+from benchmarks.matrix_report import failures
 
 QUICK = {
     Cell("mlp", "growing head", "Adam"),
