@@ -19,6 +19,8 @@ else:
 FOLDER = Path(__file__).parent / "protocols"
 Kind = Literal["task", "domain", "class", "permuted", "rotated"]
 MethodSet = Literal["variants", "full", "main", "core", "feng-tu"]
+RESTRICTED: dict[str, str] = {"main": "the main methods", "core": "the core methods"}
+SHORT_SEEDS = 10  # of a protocol that is short enough for them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +32,7 @@ class Protocol:
         title: one line.
         kind: of stream; a class-incremental one has one head and is told nothing.
         follows: the published protocol.
-        departs: in what it is not that.
+        departs: in what it is not that, but for what the fields below say.
         seeds: repeats that are reported.
         tune_tasks: tasks that settings are chosen on, the first; None for all.
         settings_of: a protocol near it whose tuned settings it takes, to spare the searches; None
@@ -45,7 +47,7 @@ class Protocol:
     title: str
     kind: Kind
     follows: str
-    departs: str
+    departs: str = ""
     seeds: int
     tune_tasks: int | None = None
     settings_of: str | None = None
@@ -56,6 +58,20 @@ class Protocol:
     def tuned_elsewhere(self) -> bool:
         """Whether settings are chosen on another stream: its first tasks, or a protocol near it."""
         return self.tune_tasks is not None or self.settings_of is not None
+
+    @property
+    def departures(self) -> str:
+        """In what it is not the published protocol, with what its fields restrict."""
+        restricted = [self.departs] if self.departs else []
+        if self.methods in RESTRICTED:
+            restricted.append(RESTRICTED[self.methods])
+        if self.seeds < SHORT_SEEDS:
+            restricted.append(f"{self.seeds} seeds in place of {SHORT_SEEDS}")
+        if self.tune_tasks is not None:
+            restricted.append(f"tuned on its first {self.tune_tasks} tasks")
+        if self.settings_of is not None:
+            restricted.append(f"settings as chosen on {self.settings_of}")
+        return "; ".join(restricted)
 
     def tuning_options(self, *, whole: bool = False) -> CompareOptions:
         """Return the options of a search: another order of classes, and maybe fewer tasks.

@@ -165,7 +165,7 @@ def render(lab: Lab, known: Mapping[str, Protocol], folder: Path) -> None:
             p.title,
             replace(p.options, seeds=p.seeds).headline(),
             p.follows,
-            p.departs,
+            p.departures,
             p.kind,
             targets.get(name, ()),
             [method.name for method in methods_of(p)],

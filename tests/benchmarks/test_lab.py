@@ -91,6 +91,14 @@ def test_every_method_is_shown_on_each_kind_of_stream():
             assert not set(SELDOM) & {m.name for m in methods_of(one)}
 
 
+def test_a_protocol_s_page_says_what_its_fields_restrict(protocol):
+    assert protocol.departures == "in everything; the core methods; 2 seeds in place of 10"
+    whole = replace(protocol, methods="full", seeds=10, departs="")
+    assert whole.departures == ""
+    near = replace(whole, tune_tasks=3, settings_of="another")
+    assert near.departures == "tuned on its first 3 tasks; settings as chosen on another"
+
+
 def test_gpm_has_the_paper_s_own_first_layer_on_permuted_images_and_nowhere_else():
     for protocol in protocols().values():
         run = {method.name for method in methods_of(protocol)} & {"gpm", "gpm-first"}
