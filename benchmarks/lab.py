@@ -8,7 +8,16 @@ from itertools import takewhile
 from pathlib import Path
 
 from benchmarks.carried import Carried, Repeat
-from benchmarks.lab_methods import CORE, FENG_TU, PLAIN, SELDOM, VARIANTS, Method, lab_methods
+from benchmarks.lab_methods import (
+    CORE,
+    ESTIMATORS,
+    FENG_TU,
+    PLAIN,
+    SELDOM,
+    STOCK,
+    Method,
+    lab_methods,
+)
 from benchmarks.outcomes import REGIMES, Outcome, Regime, Search, Tried
 from benchmarks.protocol_files import Protocol, protocols
 from benchmarks.tune import Found, Reached, Setting, Trial, lasting, mean_acc, search
@@ -72,7 +81,12 @@ def methods_of(protocol: Protocol) -> list[Method]:
     found = [m for m in lab_methods().values() if protocol.kind in m.kinds]
     if chosen is not None:
         return [m for m in found if m.name in chosen]
-    left_out = {"variants": (), "full": VARIANTS, "main": VARIANTS + SELDOM}[protocol.methods]
+    left_out = {
+        "variants": (),
+        "estimators": STOCK,
+        "full": STOCK + ESTIMATORS,
+        "main": STOCK + ESTIMATORS + SELDOM,
+    }[protocol.methods]
     return [m for m in found if m.name not in left_out]
 
 

@@ -18,7 +18,7 @@ else:
 
 FOLDER = Path(__file__).parent / "protocols"
 Kind = Literal["task", "domain", "class", "permuted", "rotated"]
-MethodSet = Literal["variants", "full", "main", "core", "feng-tu"]
+MethodSet = Literal["variants", "estimators", "full", "main", "core", "feng-tu"]
 RESTRICTED: dict[str, str] = {"main": "the main methods", "core": "the core methods"}
 SHORT_SEEDS = 10  # of a protocol that is short enough for them
 
@@ -37,9 +37,10 @@ class Protocol:
         tune_tasks: tasks that settings are chosen on, the first; None for all.
         settings_of: a protocol near it whose tuned settings it takes, to spare the searches; None
             if it has its own.
-        methods: "full", all but the variants of methods; "variants", with these; "main", without
-            what is seldom used; "core", which a long protocol is restricted to; or "feng-tu", the
-            paper's own.
+        methods: "full", all but the variants of methods; "estimators", with those of EWC's Fisher
+            information; "variants", with Avalanche's own versions too; "main", without what is
+            seldom used; "core", which a long protocol is restricted to; or "feng-tu", the paper's
+            own.
         options: stream, network and training.
     """
 

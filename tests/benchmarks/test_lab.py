@@ -21,7 +21,7 @@ from benchmarks.families import family
 from benchmarks.figure_style import Styles
 from benchmarks.iso_memory import at_ldc_bytes
 from benchmarks.lab import Lab, methods_of, report_jobs, tuning_job
-from benchmarks.lab_methods import SELDOM, VARIANTS, lab_methods
+from benchmarks.lab_methods import ESTIMATORS, SELDOM, STOCK, lab_methods
 from benchmarks.outcomes import REGIMES
 from benchmarks.protocol_files import protocols, read
 from benchmarks.run import main, of_part, render
@@ -72,11 +72,10 @@ def test_the_protocols_of_the_comparison_are_there_and_can_be_read():
         assert {"ldc", "joint"} <= {m.name for m in methods_of(one)}
         assert one.seeds >= (10 if one.methods != "core" else 5)
         assert one.tune_tasks or one.settings_of or one.methods != "core"
-    widest = [one for one in found.values() if one.methods == "variants"]
-    assert {one.kind for one in widest} == {"permuted", "domain"}
-    for one in widest:
-        assert set(VARIANTS) <= {m.name for m in methods_of(one)}
-    assert not set(VARIANTS) & {m.name for m in methods_of(found["split-mnist-class"])}
+    for variants, kinds in ((ESTIMATORS, {"permuted", "domain"}), (STOCK, {"domain"})):
+        names = {one.name: {m.name for m in methods_of(one)} for one in found.values()}
+        assert {p.kind for p in found.values() if set(variants) <= names[p.name]} == kinds
+        assert not set(variants) & names["split-mnist-class"]
 
 
 def test_every_method_is_shown_on_each_kind_of_stream():
@@ -85,7 +84,7 @@ def test_every_method_is_shown_on_each_kind_of_stream():
         shown.setdefault(one.kind, set()).update(m.name for m in methods_of(one))
     for kind, names in shown.items():
         expected = {m.name for m in lab_methods().values() if kind in m.kinds}
-        assert expected - names <= set(VARIANTS)
+        assert expected - names <= {*ESTIMATORS, *STOCK}
     for one in protocols().values():
         if one.methods == "main":
             assert not set(SELDOM) & {m.name for m in methods_of(one)}
