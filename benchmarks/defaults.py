@@ -9,7 +9,6 @@ share the strength, and renders ``benchmarks/DEFAULTS.md`` from them; ``--render
 from __future__ import annotations
 
 import argparse
-import json
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,12 +17,12 @@ from unittest.mock import patch
 
 from joblib import Parallel, delayed
 
+from benchmarks.kept import Runs, fill
 from benchmarks.streams import SHORT, stream_options, stream_outputs
-from flatcl.cells import run_cell
 from flatcl.core.options import SHARING
 from flatcl.io import write_bytes
 from flatcl.protocol import CompareOptions
-from flatcl.records import TUNING_SEED, Cell, load, save
+from flatcl.records import TUNING_SEED, Cell
 from flatcl.scores import scores
 from flatcl.tables import markdown_table
 
@@ -79,10 +78,8 @@ def _folder(exponent: float) -> Path:
 
 
 def _fill(options: CompareOptions, exponent: float) -> None:
-    folder = _folder(exponent)
-    if load(folder, options, CELL) is None:
-        with patch("flatcl.core.options.SHARING", exponent):
-            save(folder, options, run_cell(options, CELL))
+    with patch("flatcl.core.options.SHARING", exponent):
+        fill(_folder(exponent), options, CELL)
 
 
 def render() -> str:
@@ -93,13 +90,14 @@ def render() -> str:
     """
     found: dict[str, dict[str, dict[str, float]]] = defaultdict(lambda: defaultdict(dict))
     names = {_key(vars(stream_options(n, "sgd"))): n for n in STREAMS}
-    exponents = (SHARING, *(exponent for exponent, _ in SHARINGS))
-    for exponent, path in [(e, p) for e in exponents for p in _folder(e).glob("runs/*.json")]:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        config = record["config"]
-        row = _row(config, exponent)
+    runs = {exponent: Runs(_folder(exponent)) for exponent in (SHARING, *dict(SHARINGS))}
+    for options, exponent in grid():
+        record = runs[exponent].get(options, CELL)
+        if record is None:
+            continue
         acc = 100 * scores(record["accuracy"]).acc if record["status"] == "done" else float("nan")
-        found[row][names[_key(config)]][config["optimizer"]] = acc
+        stream = names[_key(record["config"])]
+        found[_row(record["config"], exponent)][stream][options.optimizer] = acc
     for unit, ten, two in UNITS:
         sources = (found[_at(STRENGTHS[ten])], found[_at(STRENGTHS[two])])
         strength = STRENGTHS[ten] * 10 ** (2 * unit - 1.5)

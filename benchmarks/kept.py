@@ -14,7 +14,7 @@ from flatcl.records import Cell, identity, load, save
 
 
 def fill(folder: Path, options: CompareOptions, cell: Cell, *, any_code: bool = False) -> None:
-    """Make and keep one run, if it is missing.
+    """Make and keep one run, if it is missing; it takes the place of runs of it by other code.
 
     Args:
         folder: of the runs.
@@ -22,8 +22,28 @@ def fill(folder: Path, options: CompareOptions, cell: Cell, *, any_code: bool = 
         cell: the run.
         any_code: count a run that other code of flatcl made too.
     """
-    if load(folder, options, cell, any_code=any_code) is None:
-        save(folder, options, run_cell(options, cell))
+    if load(folder, options, cell, any_code=any_code) is not None:
+        return
+    record = run_cell(options, cell)
+    path = save(folder, options, record)
+    if record.status == "done":
+        _supersede(path)
+
+
+def _supersede(path: Path) -> None:
+    """Delete the runs of the same by other code, whose mixture no page could be made from."""
+    this = _run_of(path)
+    for other in path.parent.glob("*.json"):
+        if other != path and _run_of(other) == this:
+            other.unlink(missing_ok=True)
+
+
+def _run_of(path: Path) -> str | None:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:  # another process has deleted it
+        return None
+    return _key(content["cell"], content["config"])
 
 
 class Runs:
