@@ -63,6 +63,7 @@ CANDIDATES: dict[str, Candidate] = {
     "LDC, 16 pseudo-inputs": Candidate({"pseudo_inputs": 16}),
     "LDC, 32 pseudo-inputs": Candidate({"pseudo_inputs": 32}),
     "LDC, width 0": Candidate({"width": 0.0}),
+    "LDC, damping 1": Candidate({"damping": 1.0}),
     "LDC, He's initial weights": Candidate({"init": "he"}),
     **{
         f"constraint alone, offset {change.get('offset', 1.0):g}{name}": Candidate(
