@@ -19,8 +19,12 @@ QUICK = {
     Cell("vit", "single head", "AdamW"),
     Cell("lstm", "multi-head", "Adam"),
 }
-# It reaches 73 percent on the second task where Naive reaches 96, and 80 are asked for.
-FAILING = {Cell("resnet18", "single head", "AdamW")}
+# They reach 67 to 79 percent on the second task where Naive reaches 97 or more, and 80 are asked
+# for; one seed of this network scatters by 10 points.
+FAILING = {
+    *(Cell("resnet18", "single head", name) for name in ("SGD", "Adam", "AdamW")),
+    *(Cell("resnet18", "growing head", name) for name in ("SGD", "Adam")),
+}
 
 
 def marks(cell):
