@@ -12,7 +12,7 @@ import argparse
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from unittest.mock import patch
 
 from joblib import Parallel, delayed
@@ -55,31 +55,41 @@ SHARINGS = ((0.0, 2.25), (1.0, 5.0))
 UNITS = ((1.0, 1, 0), (1.0, 0, 2), (0.5, 0, 1), (0.5, 2, 0))
 
 
-def grid() -> Iterator[tuple[CompareOptions, float]]:
-    """Yield the options of every run, the likelier candidates first.
+class Run(NamedTuple):
+    """One run of the grid: a stream, its options, and the exponent by which tasks share."""
+
+    stream: str
+    options: CompareOptions
+    exponent: float
+
+
+def grid() -> Iterator[Run]:
+    """Yield every run, the likelier candidates first.
 
     Yields:
-        Options and the exponent of sharing, for each candidate, stream and optimiser; offsets on
-        class-incremental streams only, since elsewhere no class is absent.
+        One for each candidate, stream and optimiser; offsets on class-incremental streams only,
+        since elsewhere no class is absent.
     """
     for offset in OFFSETS:
         for stream in ("split-mnist-class", "split-fashion-class"):
             for optimizer in ("sgd", "adam"):
-                yield stream_options(stream, optimizer, offset=offset, **CANDIDATES[0]), SHARING
+                options = stream_options(stream, optimizer, offset=offset, **CANDIDATES[0])
+                yield Run(stream, options, SHARING)
     shared = [({**_BASE, "strength": strength}, exponent) for exponent, strength in SHARINGS]
     for candidate, exponent in [*((c, SHARING) for c in CANDIDATES), *shared]:
         for stream in STREAMS:
             for optimizer in ("sgd", "adam"):
-                yield stream_options(stream, optimizer, offset=OFFSET, **candidate), exponent
+                options = stream_options(stream, optimizer, offset=OFFSET, **candidate)
+                yield Run(stream, options, exponent)
 
 
 def _folder(exponent: float) -> Path:
     return RESULTS if exponent == SHARING else RESULTS.with_name(f"defaults-sharing-{exponent:g}")
 
 
-def _fill(options: CompareOptions, exponent: float) -> None:
-    with patch("flatcl.core.options.SHARING", exponent):
-        fill(_folder(exponent), options, CELL)
+def _fill(run: Run) -> None:
+    with patch("flatcl.core.options.SHARING", run.exponent):
+        fill(_folder(run.exponent), run.options, CELL)
 
 
 def render() -> str:
@@ -89,15 +99,13 @@ def render() -> str:
         Markdown; ACC in percent on validation images, SGD / Adam, then the mean over streams.
     """
     found: dict[str, dict[str, dict[str, float]]] = defaultdict(lambda: defaultdict(dict))
-    names = {_key(vars(stream_options(n, "sgd"))): n for n in STREAMS}
-    runs = {exponent: Runs(_folder(exponent)) for exponent in (SHARING, *dict(SHARINGS))}
-    for options, exponent in grid():
-        record = runs[exponent].get(options, CELL)
+    made = {exponent: Runs(_folder(exponent)) for exponent in (SHARING, *dict(SHARINGS))}
+    for stream, options, exponent in grid():
+        record = made[exponent].get(options, CELL)
         if record is None:
             continue
         acc = 100 * scores(record["accuracy"]).acc if record["status"] == "done" else float("nan")
-        stream = names[_key(record["config"])]
-        found[_row(record["config"], exponent)][stream][options.optimizer] = acc
+        found[_row(vars(options), exponent)][stream][options.optimizer] = acc
     for unit, ten, two in UNITS:
         sources = (found[_at(STRENGTHS[ten])], found[_at(STRENGTHS[two])])
         strength = STRENGTHS[ten] * 10 ** (2 * unit - 1.5)
@@ -126,12 +134,8 @@ def _row(config: dict[str, Any], exponent: float) -> str:
         f"{k} {config[k]:g}" if not isinstance(config[k], str) else config[k]
         for k in ("source", "strength", "interval", "damping", "width")
     )
-    offset = f", offset {config['offset']:g}" if config.get("offset", OFFSET) != OFFSET else ""
+    offset = f", offset {config['offset']:g}" if config["offset"] != OFFSET else ""
     return shown + offset + (f", sharing {exponent:g}" if exponent != SHARING else "")
-
-
-def _key(config: dict[str, Any]) -> tuple[Any, ...]:
-    return (config["data"], config["scenario"], config["tasks"])
 
 
 def main() -> None:
@@ -141,9 +145,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=2, help="runs at the same time")
     chosen = parser.parse_args()
     if not chosen.render:
-        Parallel(n_jobs=chosen.jobs, batch_size=1, verbose=5)(
-            delayed(_fill)(options, exponent) for options, exponent in grid()
-        )
+        Parallel(n_jobs=chosen.jobs, batch_size=1, verbose=5)(delayed(_fill)(run) for run in grid())
     text = (HERE / "DEFAULTS.head.md").read_text(encoding="utf-8") + "\n" + render() + "\n"
     write_bytes(HERE / "DEFAULTS.md", text.encode())
 

@@ -32,18 +32,14 @@ def fill(folder: Path, options: CompareOptions, cell: Cell, *, any_code: bool = 
 
 def _supersede(path: Path) -> None:
     """Delete the runs of the same by other code, whose mixture no page could be made from."""
-    this = _run_of(path)
+    this = _run_of(_read(path))
     for other in path.parent.glob("*.json"):
-        if other != path and _run_of(other) == this:
+        try:
+            superseded = other != path and _run_of(_read(other)) == this
+        except FileNotFoundError:  # another process has deleted it
+            continue
+        if superseded:
             other.unlink(missing_ok=True)
-
-
-def _run_of(path: Path) -> str | None:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:  # another process has deleted it
-        return None
-    return _key(content["cell"], content["config"])
 
 
 class Runs:
@@ -56,8 +52,8 @@ class Runs:
     def __init__(self, folder: Path) -> None:
         self._found: dict[str, list[dict[str, Any]]] = defaultdict(list)
         for path in sorted(folder.glob("runs/*.json")):
-            content = json.loads(path.read_text(encoding="utf-8"))
-            self._found[_key(content["cell"], content["config"])].append(content)
+            content = _read(path)
+            self._found[_run_of(content)].append(content)
 
     def get(self, options: CompareOptions, cell: Cell) -> dict[str, Any] | None:
         """Return the content of a run's record; one by the present code counts before any other.
@@ -83,11 +79,18 @@ class Runs:
         Returns:
             Contents, none if the run was never made.
         """
-        return self._found.get(_key(asdict(cell), identity(options, cell)["config"]), [])
+        wanted = {"cell": asdict(cell), "config": identity(options, cell)["config"]}
+        return self._found.get(_run_of(wanted), [])
 
 
-def _key(cell: object, config: object) -> str:
-    return json.dumps([cell, config], sort_keys=True)
+def _read(path: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return content
+
+
+def _run_of(content: dict[str, Any]) -> str:
+    """Return what was run, whichever code ran it, as a key."""
+    return json.dumps([content["cell"], content["config"]], sort_keys=True)
 
 
 def entries(path: Path, setup: object, name: str) -> list[dict[str, Any]]:
@@ -106,7 +109,7 @@ def entries(path: Path, setup: object, name: str) -> list[dict[str, Any]]:
     """
     if not path.exists():
         return []
-    content = json.loads(path.read_text(encoding="utf-8"))
+    content = _read(path)
     if content["setup"] != setup:
         raise SystemExit(f"{path} holds another set-up, {content['setup']}: move it away")
     found: list[dict[str, Any]] = content[name]

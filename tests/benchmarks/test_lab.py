@@ -72,8 +72,8 @@ def test_the_protocols_of_the_comparison_are_there_and_can_be_read():
         assert {"ldc", "joint"} <= {m.name for m in methods_of(one)}
         assert one.seeds >= (10 if one.methods != "core" else 5)
         assert one.tune_tasks or one.settings_of or one.methods != "core"
+    names = {one.name: {m.name for m in methods_of(one)} for one in found.values()}
     for variants, kinds in ((ESTIMATORS, {"permuted", "domain"}), (STOCK, {"domain"})):
-        names = {one.name: {m.name for m in methods_of(one)} for one in found.values()}
         assert {p.kind for p in found.values() if set(variants) <= names[p.name]} == kinds
         assert not set(variants) & names["split-mnist-class"]
 
