@@ -1,10 +1,11 @@
 """What works with what: networks × scenarios × optimisers, two tasks each, Naive beside LDC.
 
 ``python -m benchmarks.matrix`` trains all 45 cells on scikit-learn's digits, one seed, LDC at its
-defaults, and interrupts LDC's second task half-way to go on from a file in fresh objects. Cells
-already in ``benchmarks/results/matrix.json`` are kept; ``--render`` makes ``benchmarks/MATRIX.md``
-from them alone. ``pytest tests/end_to_end`` asserts the same of one cell a network, and
-``pytest -m slow tests/end_to_end`` of all others.
+defaults, and interrupts LDC's second task half-way to go on from a file in fresh objects; then,
+with BatchNorm, LDC with running statistics held and not. What is already in
+``benchmarks/results/matrix.json`` and ``matrix_statistics.json`` is kept; ``--render`` makes
+``benchmarks/MATRIX.md`` from them alone. ``pytest tests/end_to_end`` asserts the same of one cell a
+network, and ``pytest -m slow tests/end_to_end`` of all others.
 """
 
 from __future__ import annotations
@@ -19,9 +20,11 @@ from typing import Any
 
 import torch
 
+from benchmarks import matrix_statistics
 from benchmarks.kept import entries
 from benchmarks.matrix_cells import CELLS, TRAININGS, Cell, Run, same, train
 from benchmarks.matrix_report import failures, render
+from flatcl.core.options import LDCOptions
 from flatcl.io import write_bytes, write_json
 from flatcl.versions import versions
 
@@ -37,25 +40,20 @@ def measure(cell: Cell) -> dict[str, Any]:
 
     Returns:
         Under "naive" and "ldc": accuracy (percent) and loss (nats) on held-out images of the
-        ``first`` task before the second, of ``both`` tasks after it, and of the first after it
-        with the running statistics that it had (``old_statistics``). ``restored``,
-        ``bytes`` held, ``seconds`` of the processor.
+        ``first`` task before the second and of ``both`` tasks after it. ``restored``, ``bytes``
+        held, ``seconds`` of the processor.
     """
     start, training = time.process_time(), TRAININGS[cell.network]
     with torch.random.fork_rng(devices=[]), TemporaryDirectory() as folder:
         file = Path(folder) / "run.pt"
-        naive = train(cell, training, held=False)
-        ldc = train(cell, training, held=True, file=file)
+        naive = train(cell, training, None)
+        ldc = train(cell, training, LDCOptions(), file=file)
         again = Run.restored(file, cell, training)
         again.train(training.steps)
         again.end()
         assert ldc.landscape is not None
         found = {
-            name: {
-                "first": run.first,
-                "both": [run.test(0), run.test(1)],
-                "old_statistics": run.test_with(run.of_first),
-            }
+            name: {"first": run.first, "both": [run.test(0), run.test(1)]}
             for name, run in (("naive", naive), ("ldc", ldc))
         }
         return {
@@ -66,8 +64,8 @@ def measure(cell: Cell) -> dict[str, Any]:
         }
 
 
-def fill() -> list[dict[str, Any]]:
-    """Return all cells, after making and writing those that are missing."""
+def fill() -> None:
+    """Make and write the cells that are missing."""
     setup = {network: asdict(training) for network, training in TRAININGS.items()}
     rows = entries(RESULTS, setup, "cells")
     there = {(row["network"], row["scenario"], row["optimizer"]) for row in rows}
@@ -82,7 +80,6 @@ def fill() -> list[dict[str, Any]]:
         rows.append(row)
         write_json(RESULTS, {"setup": setup, "cells": rows})
         print(f"{cell}: {', '.join(failures(row)) or 'passes'}", flush=True)
-    return rows
 
 
 def main() -> None:
@@ -91,8 +88,14 @@ def main() -> None:
     parser.add_argument("--render", action="store_true", help="only render, run nothing")
     chosen = parser.parse_args()
     torch.set_num_threads(1)
-    rows = json.loads(RESULTS.read_text(encoding="utf-8"))["cells"] if chosen.render else fill()
-    write_bytes(HERE / "MATRIX.md", render(rows).encode())
+    if not chosen.render:
+        fill()
+        matrix_statistics.fill()
+    rows, statistics = (
+        json.loads(path.read_text(encoding="utf-8"))[name]
+        for path, name in ((RESULTS, "cells"), (matrix_statistics.RESULTS, "runs"))
+    )
+    write_bytes(HERE / "MATRIX.md", render(rows, statistics).encode())
 
 
 if __name__ == "__main__":

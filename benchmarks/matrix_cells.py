@@ -15,6 +15,7 @@ from torch.nn.functional import cross_entropy
 
 from benchmarks.matrix_networks import NETWORKS, Network
 from flatcl.core.engine import Landscape
+from flatcl.core.options import LDCOptions
 from flatcl.data import load_images
 from flatcl.seeds import derive_seed
 
@@ -25,6 +26,13 @@ OPTIMIZERS: dict[str, Callable[[Any, float], torch.optim.Optimizer]] = {
     "AdamW": lambda p, lr: torch.optim.AdamW(p, lr=2e-3, weight_decay=0.1),
 }
 CLASSES = 5  # a task
+_ORDER = torch.randperm(64, generator=torch.Generator().manual_seed(5))
+INPUTS: dict[str, Callable[[Tensor], Tensor]] = {  # of images with values from −0.75 to 1.75
+    "plain": lambda x: x,
+    "inverted": lambda x: 1.0 - x,
+    "brighter": lambda x: 3.0 * x + 2.0,
+    "permuted": lambda x: x.flatten(1)[:, _ORDER].reshape(x.shape),
+}
 
 
 @dataclass(frozen=True)
@@ -37,6 +45,7 @@ class Training:
         lr: of SGD, w²/nat.
         batch: images a step.
         seed: of weights, order and dropout.
+        inputs: what becomes of the second task's images, of ``INPUTS``.
     """
 
     images: int = 600
@@ -44,6 +53,7 @@ class Training:
     lr: float = 0.005
     batch: int = 24
     seed: int = 0
+    inputs: str = "plain"
 
     @property
     def steps(self) -> int:
@@ -88,20 +98,21 @@ class Run:
     Args:
         cell: what is trained.
         training: how.
-        held: whether LDC holds the first task.
+        options: of LDC, which holds the first task; None for Naive.
     """
 
-    def __init__(self, cell: Cell, training: Training, *, held: bool) -> None:
+    def __init__(self, cell: Cell, training: Training, options: LDCOptions | None) -> None:
         torch.manual_seed(derive_seed(training.seed, "weights"))
         self.cell, self.training = cell, training
         self.task = self.made = 0
         self.network: Network = NETWORKS[cell.network](CLASSES)
         self.optimizer = self._optimizer()
         self.first: dict[str, float] = {}  # the test of task 1 before task 2
-        self.of_first: dict[str, Tensor] = {}  # the running statistics then
         self.landscape: Landscape | None = None
-        if held:
-            self.landscape = Landscape(self.network, self.optimizer, forward=self._forward)
+        if options is not None:
+            self.landscape = Landscape(
+                self.network, self.optimizer, options=options, forward=self._forward
+            )
 
     def _forward(self, batch: Any) -> Tensor:
         return self.network(batch[0], batch[-1] if self._told else None)
@@ -116,6 +127,11 @@ class Run:
     def _batch(self, task: int, x: Tensor, y: Tensor) -> list[Tensor]:
         """Return inputs, labels and, as in Avalanche, task labels."""
         return [x, y, torch.full((len(x),), task)]
+
+    def _images(self, task: int, train: bool) -> tuple[Tensor, Tensor]:
+        """Return a task's images as they are shown, and labels 0–4."""
+        x, y = digits(task, train)
+        return (INPUTS[self.training.inputs](x) if task else x), y
 
     def _labels(self, task: int, y: Tensor) -> Tensor:
         return y + task * CLASSES if self.cell.scenario == "growing head" else y
@@ -132,6 +148,14 @@ class Run:
             if self.landscape is not None:
                 self.landscape.attach(self.network, self.optimizer)
 
+    def first_task(self) -> None:
+        """Train the first task, test it, and make the network ready for the second."""
+        self.begin()
+        self.train(self.training.steps)
+        self.end()
+        self.first = self.test(0)
+        self.advance()
+
     def begin(self) -> None:
         """Begin the task."""
         if self.landscape is not None:
@@ -139,7 +163,7 @@ class Run:
 
     def train(self, until: int) -> None:
         """Make the task's steps up to number ``until``."""
-        x, y = digits(self.task, True)
+        x, y = self._images(self.task, True)
         y = self._labels(self.task, y)
         t = self.training
         per_epoch = t.images // t.batch
@@ -164,7 +188,7 @@ class Run:
     def end(self) -> None:
         """End the task."""
         if self.landscape is not None:
-            x, y = (part[: self.training.images] for part in digits(self.task, True))
+            x, y = (part[: self.training.images] for part in self._images(self.task, True))
             order = torch.randperm(len(x), generator=torch.Generator().manual_seed(self.task))
             batches = (self._batch(self.task, x[chosen], y[chosen]) for chosen in order.split(50))
             self.landscape.end_task(batches)
@@ -176,7 +200,7 @@ class Run:
         ``among`` is the accuracy where only the outputs of the task's own classes may answer.
         """
         self.network.eval()
-        x, y = digits(task, False)
+        x, y = self._images(task, False)
         outputs, y = self._forward(self._batch(task, x, y)), self._labels(task, y)
         first = task * CLASSES if self.cell.scenario == "growing head" else 0
         own = first + outputs[:, first : first + CLASSES].argmax(1)
@@ -186,18 +210,6 @@ class Run:
             "among": 100 * float(among),
             "loss": float(cross_entropy(outputs, y)),
         }
-
-    def statistics(self) -> dict[str, Tensor]:
-        """Return copies of BatchNorm's running statistics."""
-        return {n: b.clone() for n, b in self.network.named_buffers() if "running" in n}
-
-    def test_with(self, statistics: dict[str, Tensor]) -> dict[str, float]:
-        """Return the test of task 1 with other running statistics, which then go again."""
-        kept = self.statistics()
-        self.network.load_state_dict(statistics, strict=False)
-        found = self.test(0)
-        self.network.load_state_dict(kept, strict=False)
-        return found
 
     def save(self, file: Path) -> None:
         """Write the whole state in mid-task."""
@@ -214,7 +226,7 @@ class Run:
     @classmethod
     def restored(cls, file: Path, cell: Cell, training: Training) -> Run:
         """Return a fresh run of the second task that goes on from a file."""
-        run = cls(cell, training, held=True)
+        run = cls(cell, training, LDCOptions())
         run.advance()
         state = torch.load(file, weights_only=True)
         run.network.load_state_dict(state["network"])
@@ -247,21 +259,19 @@ def _equal(a: object, b: object) -> bool:
     return a == b
 
 
-def train(cell: Cell, training: Training, *, held: bool, file: Path | None = None) -> Run:
+def train(
+    cell: Cell, training: Training, options: LDCOptions | None, *, file: Path | None = None
+) -> Run:
     """Return a run that has ended both tasks.
 
     Args:
         cell: what is trained.
         training: how.
-        held: whether LDC holds the first task.
+        options: of LDC, None for Naive.
         file: where to save half-way through the second task, or None.
     """
-    run = Run(cell, training, held=held)
-    run.begin()
-    run.train(training.steps)
-    run.end()
-    run.first, run.of_first = run.test(0), run.statistics()
-    run.advance()
+    run = Run(cell, training, options)
+    run.first_task()
     run.begin()
     if file is not None:
         run.train(training.steps // 2 + 3)  # between two pulls

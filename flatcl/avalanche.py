@@ -84,6 +84,7 @@ class LDC(SupervisedTemplate):
         basis: field of ``LDCOptions``.
         rank: field of ``LDCOptions``.
         seed: field of ``LDCOptions``.
+        hold_statistics: field of ``LDCOptions``.
         witnesses: field of ``LDCOptions``.
         budget: field of ``LDCOptions``.
         on_budget: field of ``LDCOptions``.
@@ -125,6 +126,7 @@ class LDC(SupervisedTemplate):
         basis: BasisOption = _DEFAULT.basis,
         rank: int = _DEFAULT.rank,
         seed: int = _DEFAULT.seed,
+        hold_statistics: bool = _DEFAULT.hold_statistics,
         witnesses: int = _DEFAULT.witnesses,
         budget: float | None = _DEFAULT.budget,
         on_budget: OnBudget = _DEFAULT.on_budget,
@@ -158,6 +160,7 @@ class LDC(SupervisedTemplate):
             basis=basis,
             rank=rank,
             seed=seed,
+            hold_statistics=hold_statistics,
             witnesses=witnesses,
             budget=budget,
             on_budget=on_budget,

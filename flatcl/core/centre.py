@@ -11,9 +11,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from flatcl.core.layers import named_buffers
 from flatcl.core.saved import State, entry, same_names, tensor_like
 
 _SEGMENTS = 4  # the window is known to within 1/_SEGMENTS of itself
@@ -99,12 +98,10 @@ class Centre:
     """The mean of a model's weights, and of the running statistics that go with them.
 
     Args:
-        model: its normalisation layers' ``running_mean`` and ``running_var`` are averaged too.
-        parameters: its trainable parameters by name.
+        named: the model's own tensors by name.
     """
 
-    def __init__(self, model: nn.Module, parameters: Mapping[str, Tensor]) -> None:
-        named = {**parameters, **_running_statistics(model)}
+    def __init__(self, named: Mapping[str, Tensor]) -> None:
         self.names, self.targets = list(named), list(named.values())
         self.tail = TailMean()
 
@@ -161,11 +158,3 @@ class Centre:
             segments.append((int(saved["first"]), int(saved["count"]), kept))
         self.tail.span = int(entry(state, "span", "task's centre"))
         self.tail.segments = segments
-
-
-def _running_statistics(model: nn.Module) -> dict[str, Tensor]:
-    return {
-        name: buffer
-        for name, buffer in named_buffers(model)
-        if name.rpartition(".")[2] in ("running_mean", "running_var") and buffer.is_floating_point()
-    }

@@ -16,6 +16,7 @@ from flatcl.core.precision import full_precision, under_present_autocast
 from flatcl.core.record import record_
 from flatcl.core.rehearsal import Rehearsal
 from flatcl.core.sample import Sample
+from flatcl.core.statistics import HeldStatistics
 from flatcl.core.witnesses import Witnesses
 from flatcl.errors import NonFiniteError, StateError
 
@@ -43,9 +44,10 @@ class Landscape(Holdings):
                 landscape.step()
             landscape.end_task(loader)
 
-    It never touches ``.grad``, the optimiser's state, frozen parameters, module modes or the global
-    random state. Weights change at pulls and once at a task's end, when the centre is installed;
-    running statistics of normalisation layers then become their mean over the same instants.
+    It never touches ``.grad``, the optimiser's state, frozen parameters or the global random state.
+    Weights change at pulls and once at a task's end, when the centre is installed; in the first
+    task running statistics of normalisation layers become their mean over the same instants. From
+    the second on these layers stay in evaluation mode while a task runs, whatever ``train()`` says.
 
     Args:
         model: the network; heads may be added or grow between tasks.
@@ -100,16 +102,21 @@ class Landscape(Holdings):
                 "forget it"
             )
         self._layout()
-        rehearsal = None
+        holds = self.options.use_hold_statistics and self.tasks_ended
+        statistics = HeldStatistics.seen(self.model) if holds else HeldStatistics({})
+        self.task = task = self.begun(self.constraints, self.tasks_ended, steps, statistics)
         if self.options.use_pseudo_inputs and self.inputs.groups:
-            rehearsal = Rehearsal.begun(
-                self.inputs,
-                self.model,
-                self.forward,
-                number=self.options.use_pseudo_inputs,
-                generator=self.generator,
-            )
-        self.task = self.begun(self.constraints, self.tasks_ended, steps, rehearsal)
+            try:
+                task.rehearsal = Rehearsal.begun(
+                    self.inputs,
+                    self.model,
+                    self.forward,
+                    number=self.options.use_pseudo_inputs,
+                    generator=self.generator,
+                )
+            except BaseException:
+                self.abandon_task()
+                raise
 
     @contextmanager
     def joining(self) -> Iterator[None]:

@@ -21,9 +21,9 @@ from flatcl.core.layers import Unit, matrix_views, trained_parameters
 from flatcl.core.metric import StepMetric
 from flatcl.core.network import NetworkConstraint
 from flatcl.core.options import LDCOptions
-from flatcl.core.rehearsal import Rehearsal
 from flatcl.core.saved import State
 from flatcl.core.state import state_of, take_up
+from flatcl.core.statistics import HeldStatistics
 from flatcl.core.task import RunningTask
 from flatcl.errors import StateError
 
@@ -54,8 +54,21 @@ class Holdings:
         self.generator = torch.Generator().manual_seed(self.options.seed)
         self.history = History()
         self.inputs = InputGaussians()
-        self.task: RunningTask | None = None
+        self._task: RunningTask | None = None
         self._layout()
+
+    @property
+    def task(self) -> RunningTask | None:
+        """The running task; while it runs, running statistics of the model may be held."""
+        return self._task
+
+    @task.setter
+    def task(self, task: RunningTask | None) -> None:
+        if self._task is not None:
+            self._task.statistics.release_(self.model)
+        if task is not None:
+            task.statistics.hold_(self.model)
+        self._task = task
 
     def attach(
         self, model: nn.Module, optimizer: Optimizer, *, group: ProcessGroup | None = None
@@ -97,9 +110,14 @@ class Holdings:
 
         Returns:
             One line a parameter, with the bytes held after a task; before one, those to come. Last
-            the inputs, witnesses and a network constraint, once a task has ended.
+            running statistics, and the inputs, witnesses and a network constraint, once a task has
+            ended.
         """
         units, others = matrix_views(self.model), []
+        if statistics := HeldStatistics({}).free(self.model):
+            number = sum(buffer.numel() for buffer in statistics.values())
+            held = "from the second task on" if self.options.use_hold_statistics else "not held"
+            others.append(Holding("running statistics", (number,), held, 0))
         if witnesses := [w for w in self.history.witnesses if w is not None]:
             number = sum(len(w.expected) for w in witnesses)
             size = self.history.bytes_held()
@@ -156,7 +174,7 @@ class Holdings:
         constraints: Mapping[str, Constraint],
         tasks_ended: int,
         steps: int | None,
-        rehearsal: Rehearsal | None,
+        statistics: HeldStatistics,
     ) -> RunningTask:
         """Return a task that begins at the present weights.
 
@@ -164,7 +182,7 @@ class Holdings:
             constraints: of the tasks before it, by unit's name.
             tasks_ended: their number.
             steps: the task's length, if known.
-            rehearsal: of the tasks before it, or None.
+            statistics: held while it runs.
 
         Returns:
             The task.
@@ -179,8 +197,8 @@ class Holdings:
             strength=self.options.strength_over(tasks_ended),
             earlier=tasks_ended,
             steps=steps,
+            statistics=statistics,
             network=self.network,
-            rehearsal=rehearsal,
         )
 
     def _bytes_of_network(self) -> int:

@@ -144,18 +144,18 @@ def named_parameters(
         yield plain(name), parameter
 
 
-def named_buffers(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Yield the model's buffers under the names that they have without a wrapper.
+def named_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Yield the model's modules under the names that they have without a wrapper.
 
     Args:
         model: any module.
 
     Yields:
-        Name and buffer, shared ones once.
+        Name and module, shared ones once; the model and its wrappers are all named "".
     """
     plain = _plain_names(model)
-    for name, buffer in model.named_buffers():
-        yield plain(name), buffer
+    for name, module in model.named_modules():
+        yield plain(name), module
 
 
 def _plain_names(model: nn.Module) -> Callable[[str], str]:

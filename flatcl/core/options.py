@@ -61,6 +61,9 @@ class LDCOptions:
             that fits counts, "auto" where none does.
         rank: leading directions that a truncated side keeps.
         seed: of the probe's random directions and perturbations.
+        hold_statistics: whether layers with running statistics (BatchNorm) normalise by those of
+            the earlier tasks, in training too, from the second task on; see
+            ``flatcl.core.statistics``. Nothing is held where strength and pseudo-inputs are 0.
         witnesses: pseudo-inputs kept for ``forecast`` alone, of all tasks together (one of each at
             least): with them the rise of a task's loss is predicted by asking the network, see
             ``flatcl.core.witnesses``; with 0, by the constraint's quadratic. 512 serve five tasks.
@@ -89,6 +92,7 @@ class LDCOptions:
     basis: BasisOption = "auto"
     rank: int = 256
     seed: int = 0
+    hold_statistics: bool = True
     witnesses: int = 0
     budget: float | None = None
     on_budget: OnBudget = "stop"
@@ -119,6 +123,10 @@ class LDCOptions:
             raise OptionError(f"seed is {self.seed!r}; it must be a whole number")
         if self.centre is not None and not isinstance(self.centre, bool):
             raise OptionError(f"centre is {self.centre!r}; it must be True, False or None")
+        if not isinstance(self.hold_statistics, bool):
+            raise OptionError(
+                f"hold_statistics is {self.hold_statistics!r}; it must be True or False"
+            )
         for name, known in (
             ("source", get_args(Source)),
             ("directions", get_args(Directions)),
@@ -194,6 +202,11 @@ class LDCOptions:
     def use_centre(self) -> bool:
         """Whether a task ends at the centre of its fluctuation."""
         return self.strength > 0 if self.centre is None else self.centre
+
+    @property
+    def use_hold_statistics(self) -> bool:
+        """Whether running statistics are held from the second task on."""
+        return self.hold_statistics and (self.strength > 0 or self.use_pseudo_inputs > 0)
 
     @property
     def use_damping(self) -> float:

@@ -16,6 +16,7 @@ from flatcl.core.forecast import History
 from flatcl.core.gaussians import InputGaussians
 from flatcl.core.rehearsal import Rehearsal
 from flatcl.core.saved import State, entry, refuse_not_finite
+from flatcl.core.statistics import HeldStatistics
 from flatcl.errors import StateError
 
 if TYPE_CHECKING:
@@ -92,11 +93,11 @@ def _take_up(landscape: Holdings, state: State) -> None:
     inputs = InputGaussians.from_state(state.get("inputs"), device)
     task, running = None, state.get("task")
     if running is not None:
-        rehearsal = running.get("rehearsal")
-        if rehearsal is not None:
-            rehearsal = Rehearsal.from_state(rehearsal, device)
         steps = entry(running, "steps", "task")
-        task = landscape.begun(constraints, tasks_ended, steps, rehearsal)
+        statistics = HeldStatistics.named(landscape.model, running.get("statistics", ()))
+        task = landscape.begun(constraints, tasks_ended, steps, statistics)
+        if (rehearsal := running.get("rehearsal")) is not None:
+            task.rehearsal = Rehearsal.from_state(rehearsal, device)
         task.load_state_dict(running)
     warn_of_changes(entry(state, "options", "landscape"), asdict(landscape.options))
     if network is not None:

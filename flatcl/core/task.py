@@ -22,6 +22,7 @@ from flatcl.core.pull import TIERS
 from flatcl.core.rehearsal import Rehearsal
 from flatcl.core.saved import State, entry, same_names, tensor_like
 from flatcl.core.schedule import PullSchedule
+from flatcl.core.statistics import HeldStatistics
 from flatcl.core.windows import TrainingMeasurement
 
 
@@ -38,8 +39,8 @@ class RunningTask:
         strength: γ of the constraints in this task.
         earlier: number of the tasks that the constraints hold.
         steps: the task's number of steps, if known.
+        statistics: held while it runs.
         network: a constraint on all parameters, or None.
-        rehearsal: of the earlier tasks, or None.
     """
 
     def __init__(
@@ -54,19 +55,21 @@ class RunningTask:
         strength: float,
         earlier: int,
         steps: int | None,
+        statistics: HeldStatistics,
         network: NetworkConstraint | None = None,
-        rehearsal: Rehearsal | None = None,
     ) -> None:
         self.units, self.parameters, self.options = units, parameters, options
         self.steps = steps
         self.steps_made = 0
         self.schedule = PullSchedule(units, parameters, constraints, metric, strength, network)
-        self.network, self.rehearsal = network, rehearsal
+        self.network = network
+        self.rehearsal: Rehearsal | None = None
         if network is not None:
             network.begin_task(parameters, steps)
         limit = None if options.budget is None else options.budget * earlier
         self.budget = BudgetWatch(limit, options.on_budget)
-        self.centre = Centre(model, parameters)
+        self.statistics = statistics
+        self.centre = Centre({**parameters, **statistics.free(model)})
         self.start = [p.detach().clone() for p in parameters.values()]
         self.watching = options.source == "sgd" and options.strength > 0
         shared = {} if options.varied else constraints  # a variant is of the task's own basis
@@ -146,6 +149,7 @@ class RunningTask:
         return {
             "steps": self.steps,
             "steps_made": self.steps_made,
+            "statistics": list(self.statistics.layers),
             "start": {name: tensor.clone() for name, tensor in pairs},
             "schedule": self.schedule.state_dict(),
             "centre": self.centre.state_dict(),

@@ -19,12 +19,6 @@ QUICK = {
     Cell("vit", "single head", "AdamW"),
     Cell("lstm", "multi-head", "Adam"),
 }
-# They reach 67 to 79 percent on the second task where Naive reaches 97 or more, and 80 are asked
-# for; one seed of this network scatters by 10 points.
-FAILING = {
-    *(Cell("resnet18", "single head", name) for name in ("SGD", "Adam", "AdamW")),
-    *(Cell("resnet18", "growing head", name) for name in ("SGD", "Adam")),
-}
 
 
 def marks(cell):
@@ -32,12 +26,8 @@ def marks(cell):
 
 
 @pytest.mark.parametrize("cell", [pytest.param(c, id=str(c), marks=marks(c)) for c in CELLS])
-def test_cell(cell, request):
-    found = measure(cell)
-    assert found["restored"]
-    if cell in FAILING:  # only the verdict may fail, and must
-        request.applymarker(pytest.mark.xfail(strict=True))
-    assert failures(found) == []
+def test_cell(cell):
+    assert failures(measure(cell)) == []
 
 
 def row(naive, ldc, restored):

@@ -234,7 +234,7 @@ def equal(a, b):
 def test_a_state_of_version_1_is_still_read():
     run = Run().run(STEPS)
     state = run.landscape.state_dict()
-    assert state["version"] == 3
+    assert state["version"] == 4
     old = {**{k: v for k, v in state.items() if k != "task"}, "version": 1}
     fresh = Run().load_state_dict({**run.state_dict(), "landscape": through_a_file(old)})
     assert_same(fresh.run(2 * STEPS), run.run(2 * STEPS))
@@ -264,7 +264,8 @@ def _spoilt(state, *path, value):
         (("task", "schedule", "units", "x"), {"ends": []}, "differ in x"),
         (("task", "schedule", "units", "0.weight", "u"), torch.zeros(3), "pull of 0.weight"),
         (("task", "centre", "segments"), None, "lacks 'segments'"),
-        (("task", "centre", "segments", 0, "sums", "1.running_var"), None, "1.running_var"),
+        (("task", "centre", "segments", 0, "sums", "1.weight"), None, "differ in 1.weight"),
+        (("task", "statistics"), ["1", "x"], r"statistics of \['x'\], which the model"),
         (("task", "measurement", "sides"), None, "lacks 'sides'"),
         (("task", "measurement", "sides", "0.weight", "S_in"), torch.zeros(2, 2), "'S_in'"),
         (("task", "measurement", "sides", "x"), {}, "hold x, which the model"),
@@ -272,7 +273,7 @@ def _spoilt(state, *path, value):
         (("tasks_ended",), None, "lacks 'tasks_ended'"),
         (("options",), None, "lacks 'options'"),
         (("constraints",), None, "lacks 'constraints'"),
-        (("version",), 4, "version 4"),
+        (("version",), 5, "version 5"),
     ],
 )
 def test_a_spoilt_state_is_refused_and_nothing_changed(path, value, message):

@@ -1,0 +1,74 @@
+"""What holding BatchNorm's running statistics does, on cells of the matrix and changed inputs."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from itertools import product
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from benchmarks.kept import entries
+from benchmarks.matrix_cells import INPUTS, TRAININGS, Cell, Run, train
+from flatcl.core.options import LDCOptions
+from flatcl.core.statistics import HeldStatistics
+from flatcl.io import write_json
+from flatcl.tables import markdown_table
+from flatcl.versions import versions
+
+RESULTS = Path(__file__).parent / "results" / "matrix_statistics.json"
+SEEDS = 3
+_CELLS = [
+    Cell(*names)
+    for names in product(("cnn", "resnet18"), ("single head", "growing head"), ["Adam"])
+]
+
+
+def _measure(cell: Cell, inputs: str, seed: int) -> dict[str, float]:
+    """Return the mean accuracy of both tasks after the second, percent, by method."""
+    training = replace(TRAININGS[cell.network], inputs=inputs, seed=seed)
+    naive = Run(cell, training, None)
+    naive.first_task()
+    HeldStatistics.seen(naive.network).hold_(naive.network)
+    naive.train(training.steps)
+    runs = {
+        "follow": train(cell, training, LDCOptions(hold_statistics=False)),
+        "hold": train(cell, training, LDCOptions()),
+        "naive": naive,
+    }
+    return {name: fmean(run.test(t)["accuracy"] for t in (0, 1)) for name, run in runs.items()}
+
+
+def fill() -> None:
+    """Make and write the runs that are missing."""
+    setup = {cell.network: asdict(TRAININGS[cell.network]) for cell in _CELLS}
+    rows = entries(RESULTS, setup, "runs")
+    for cell, inputs, seed in product(_CELLS, INPUTS, range(SEEDS)):
+        key = {**asdict(cell), "inputs": inputs, "seed": seed}
+        if any(key.items() <= row.items() for row in rows):
+            continue
+        rows.append(key | _measure(cell, inputs, seed) | {"versions": dict(versions())})
+        write_json(RESULTS, {"setup": setup, "runs": rows})
+        print(f"{cell}, {inputs}, seed {seed}", flush=True)
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Return means over seeds, a line for each network and scenario, a column for each change.
+
+    Args:
+        rows: the runs.
+    """
+
+    def shown(cell: Cell, inputs: str) -> str:
+        wanted = {**asdict(cell), "inputs": inputs}.items()
+        of = [row for row in rows if wanted <= row.items()]
+        if not of:
+            return "–"
+        follow, hold, naive = (fmean(r[name] for r in of) for name in ("follow", "hold", "naive"))
+        return f"{follow:.1f} → {hold:.1f} ({naive:.1f})"
+
+    lines = [
+        [f"{cell.network}, {cell.scenario}", *(shown(cell, inputs) for inputs in INPUTS)]
+        for cell in _CELLS
+    ]
+    return markdown_table(["network, scenario", *INPUTS], lines)
