@@ -17,8 +17,8 @@ FEWER = 0.75  # of Naive's rise of loss, that LDC's must stay below
 TEXT = """# What works with what
 
 Made by `python -m benchmarks.matrix` ({seconds:.0f} s of one core for all cells; one seed, raw
-figures in `results/matrix*.json`). Two tasks, the digits 0–4 and then 5–9 (600 training images each,
-8×8 pixels); LDC at its defaults in a plain loop, and Naive, the same without it.
+figures in `results/matrix*.json`). Two tasks, the digits 0–4 and then 5–9 (600 training images
+each, 8×8 pixels); LDC at its defaults in a plain loop, and Naive, the same without it.
 
 - *single head*: the same five outputs for both tasks; *multi-head*: a head added for the second
   task, which is told; *growing head*: five outputs added to the old ones, one softmax over all

@@ -93,6 +93,17 @@ def test_the_first_task_is_kept(tmp_path: Path, accumulate: int) -> None:
     assert callback.landscape.task is None
 
 
+def test_running_statistics_stay_as_the_first_task_left_them(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    callback, model, kept = LDCCallback(), Classifier(), []
+    model.net.insert(1, nn.BatchNorm1d(60))
+    for data in tasks():
+        fit(trainer_in(tmp_path, [callback], epochs=2), model, data)
+        kept.append([buffer.clone() for buffer in model.net[1].buffers()])
+        assert model.net[1].training is model.training
+    assert all(map(torch.equal, *kept))
+
+
 def test_a_crossed_budget_ends_the_fit(tmp_path: Path) -> None:
     torch.manual_seed(0)
     callback, model = LDCCallback(LDCOptions(budget=1e-6, interval=5)), Classifier()

@@ -96,6 +96,17 @@ def first_task_kept(folder: Path, callbacks: list[Any]) -> float:
         return float((model(x).logits.argmax(1) == y).float().mean())
 
 
+def test_running_statistics_stay_as_the_first_task_left_them(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    callback, model, kept = LDCCallback(), Classifier(), []
+    model.net.insert(1, nn.BatchNorm1d(60))
+    for data in tasks():
+        train(trainer_of(model, data, tmp_path, [callback]))
+        kept.append([buffer.clone() for buffer in model.net[1].buffers()])
+        assert model.net[1].training is model.training
+    assert all(map(torch.equal, *kept))
+
+
 def test_the_first_task_is_kept(tmp_path: Path) -> None:
     callback = LDCCallback()
     held = first_task_kept(tmp_path, [callback])
