@@ -9,6 +9,7 @@ from typing import Any
 from benchmarks import matrix_statistics
 from benchmarks.matrix_cells import CELLS, OPTIMIZERS, SCENARIOS, TRAININGS, Cell
 from benchmarks.matrix_networks import NETWORKS
+from flatcl.core.options import LDCOptions
 from flatcl.tables import markdown_table
 
 LEARNED = 80.0  # percent that LDC must reach on task 2
@@ -48,11 +49,12 @@ where only its own five outputs may answer: what is missing of it above is outvo
 
 ## BatchNorm
 
-From the second task on LDC normalises by the running statistics that the first task left
-(`hold_statistics`, on by default). Mean accuracy of both tasks after the second, percent, {seeds}
-seeds, Adam: LDC with statistics that follow the second task → with held ones (Naive with held
-ones). In the columns after the first the second task's images are changed as a whole: *inverted*
-1 − x, *brighter* 3x + 2, *permuted* the pixels; plain pixels go from −0.75 to 1.75.
+From the second task on BatchNorm normalises by statistics of a mixture of the first task's inputs,
+in share {share:g} (`hold_statistics`), with the present batch's. Mean accuracy of both tasks after
+the second, percent, {seeds} seeds, Adam: Naive with such a mixture; LDC with statistics that follow
+the second task (share 0); LDC; LDC with held ones (share 1). In the columns after the first the
+second task's images are changed as a whole: *inverted* 1 − x, *brighter* 3x + 2, *permuted* the
+pixels; plain pixels go from −0.75 to 1.75.
 
 {statistics}
 """
@@ -130,6 +132,7 @@ def render(rows: Iterable[dict[str, Any]], statistics: Iterable[dict[str, Any]])
         learned=LEARNED,
         fewer=FEWER,
         growing=_table(found, product(NETWORKS, ["growing head"]), _among),
+        share=LDCOptions().hold_statistics,
         seeds=matrix_statistics.SEEDS,
         statistics=matrix_statistics.table(list(statistics)),
     )

@@ -126,7 +126,7 @@ class LDC(SupervisedTemplate):
         basis: BasisOption = _DEFAULT.basis,
         rank: int = _DEFAULT.rank,
         seed: int = _DEFAULT.seed,
-        hold_statistics: bool = _DEFAULT.hold_statistics,
+        hold_statistics: float = _DEFAULT.hold_statistics,
         witnesses: int = _DEFAULT.witnesses,
         budget: float | None = _DEFAULT.budget,
         on_budget: OnBudget = _DEFAULT.on_budget,

@@ -17,8 +17,8 @@ from flatcl.core.eigenbasis import KroneckerBasis
 from flatcl.core.saved import State, entry
 from flatcl.errors import StateError
 
-# 2: also a task that is running. 3: also Gaussians of inputs and their rehearsal. 4: also which
-# layers' running statistics are held. Earlier versions are read as states without them.
+# 2: also a task that is running. 3: also Gaussians of inputs and their rehearsal. 4: also the
+# running statistics that a task began with. Earlier versions are read as states without them.
 VERSION = 4
 _READ = (1, 2, 3, VERSION)
 

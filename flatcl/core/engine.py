@@ -16,7 +16,7 @@ from flatcl.core.precision import full_precision, under_present_autocast
 from flatcl.core.record import record_
 from flatcl.core.rehearsal import Rehearsal
 from flatcl.core.sample import Sample
-from flatcl.core.statistics import HeldStatistics
+from flatcl.core.statistics import MixedStatistics
 from flatcl.core.witnesses import Witnesses
 from flatcl.errors import NonFiniteError, StateError
 
@@ -45,9 +45,10 @@ class Landscape(Holdings):
             landscape.end_task(loader)
 
     It never touches ``.grad``, the optimiser's state, frozen parameters or the global random state.
-    Weights change at pulls and once at a task's end, when the centre is installed; in the first
-    task running statistics of normalisation layers become their mean over the same instants. From
-    the second on these layers stay in evaluation mode while a task runs, whatever ``train()`` says.
+    Weights change at pulls and once at a task's end, when the centre is installed; running
+    statistics of normalisation layers then become their mean over the same instants. From the
+    second task on BatchNorm stays in evaluation mode while a task runs, whatever ``train()`` says,
+    and normalises by statistics of all tasks: ``flatcl.core.statistics``.
 
     Args:
         model: the network; heads may be added or grow between tasks.
@@ -102,8 +103,8 @@ class Landscape(Holdings):
                 "forget it"
             )
         self._layout()
-        holds = self.options.use_hold_statistics and self.tasks_ended
-        statistics = HeldStatistics.seen(self.model) if holds else HeldStatistics({})
+        share = self.options.use_hold_statistics if self.tasks_ended else 0.0
+        statistics = MixedStatistics.begun(self.model, share)
         self.task = task = self.begun(self.constraints, self.tasks_ended, steps, statistics)
         if self.options.use_pseudo_inputs and self.inputs.groups:
             try:

@@ -23,7 +23,7 @@ from flatcl.core.network import NetworkConstraint
 from flatcl.core.options import LDCOptions
 from flatcl.core.saved import State
 from flatcl.core.state import state_of, take_up
-from flatcl.core.statistics import HeldStatistics
+from flatcl.core.statistics import MixedStatistics, running_statistics
 from flatcl.core.task import RunningTask
 from flatcl.errors import StateError
 
@@ -59,15 +59,15 @@ class Holdings:
 
     @property
     def task(self) -> RunningTask | None:
-        """The running task; while it runs, running statistics of the model may be held."""
+        """The running task; while it runs, running statistics of the model may be mixed."""
         return self._task
 
     @task.setter
     def task(self, task: RunningTask | None) -> None:
         if self._task is not None:
-            self._task.statistics.release_(self.model)
+            self._task.statistics.release_()
         if task is not None:
-            task.statistics.hold_(self.model)
+            task.statistics.mix_()
         self._task = task
 
     def attach(
@@ -114,9 +114,10 @@ class Holdings:
             ended.
         """
         units, others = matrix_views(self.model), []
-        if statistics := HeldStatistics({}).free(self.model):
+        if statistics := running_statistics(self.model):
             number = sum(buffer.numel() for buffer in statistics.values())
-            held = "from the second task on" if self.options.use_hold_statistics else "not held"
+            share = self.options.use_hold_statistics
+            held = f"share {share:g}, BatchNorm's, from the second task on" if share else "not held"
             others.append(Holding("running statistics", (number,), held, 0))
         if witnesses := [w for w in self.history.witnesses if w is not None]:
             number = sum(len(w.expected) for w in witnesses)
@@ -174,7 +175,7 @@ class Holdings:
         constraints: Mapping[str, Constraint],
         tasks_ended: int,
         steps: int | None,
-        statistics: HeldStatistics,
+        statistics: MixedStatistics,
     ) -> RunningTask:
         """Return a task that begins at the present weights.
 
@@ -182,7 +183,7 @@ class Holdings:
             constraints: of the tasks before it, by unit's name.
             tasks_ended: their number.
             steps: the task's length, if known.
-            statistics: held while it runs.
+            statistics: mixed while it runs.
 
         Returns:
             The task.

@@ -61,9 +61,10 @@ class LDCOptions:
             that fits counts, "auto" where none does.
         rank: leading directions that a truncated side keeps.
         seed: of the probe's random directions and perturbations.
-        hold_statistics: whether layers with running statistics (BatchNorm) normalise by those of
-            the earlier tasks, in training too, from the second task on; see
-            ``flatcl.core.statistics``. Nothing is held where strength and pseudo-inputs are 0.
+        hold_statistics: share of the earlier tasks in the statistics that BatchNorm normalises by,
+            from the second task on; see ``flatcl.core.statistics``. With 0, as where strength and
+            pseudo-inputs are 0, they follow the running task; with 1 none moves any more, which
+            holds the earlier tasks best and needs small steps.
         witnesses: pseudo-inputs kept for ``forecast`` alone, of all tasks together (one of each at
             least): with them the rise of a task's loss is predicted by asking the network, see
             ``flatcl.core.witnesses``; with 0, by the constraint's quadratic. 512 serve five tasks.
@@ -92,7 +93,7 @@ class LDCOptions:
     basis: BasisOption = "auto"
     rank: int = 256
     seed: int = 0
-    hold_statistics: bool = True
+    hold_statistics: float = 0.9
     witnesses: int = 0
     budget: float | None = None
     on_budget: OnBudget = "stop"
@@ -123,10 +124,9 @@ class LDCOptions:
             raise OptionError(f"seed is {self.seed!r}; it must be a whole number")
         if self.centre is not None and not isinstance(self.centre, bool):
             raise OptionError(f"centre is {self.centre!r}; it must be True, False or None")
-        if not isinstance(self.hold_statistics, bool):
-            raise OptionError(
-                f"hold_statistics is {self.hold_statistics!r}; it must be True or False"
-            )
+        share = self.hold_statistics
+        if not isinstance(share, (int, float)) or not 0 <= share <= 1:
+            raise OptionError(f"hold_statistics is {share!r}; it must be a number, 0 to 1")
         for name, known in (
             ("source", get_args(Source)),
             ("directions", get_args(Directions)),
@@ -204,9 +204,10 @@ class LDCOptions:
         return self.strength > 0 if self.centre is None else self.centre
 
     @property
-    def use_hold_statistics(self) -> bool:
-        """Whether running statistics are held from the second task on."""
-        return self.hold_statistics and (self.strength > 0 or self.use_pseudo_inputs > 0)
+    def use_hold_statistics(self) -> float:
+        """The share of the earlier tasks in force from the second task on."""
+        held = self.strength > 0 or self.use_pseudo_inputs > 0
+        return float(self.hold_statistics) if held else 0.0
 
     @property
     def use_damping(self) -> float:

@@ -16,7 +16,7 @@ from flatcl.core.forecast import History
 from flatcl.core.gaussians import InputGaussians
 from flatcl.core.rehearsal import Rehearsal
 from flatcl.core.saved import State, entry, refuse_not_finite
-from flatcl.core.statistics import HeldStatistics
+from flatcl.core.statistics import MixedStatistics
 from flatcl.errors import StateError
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ def _take_up(landscape: Holdings, state: State) -> None:
     task, running = None, state.get("task")
     if running is not None:
         steps = entry(running, "steps", "task")
-        statistics = HeldStatistics.named(landscape.model, running.get("statistics", ()))
+        statistics = MixedStatistics.from_state(landscape.model, running.get("statistics"))
         task = landscape.begun(constraints, tasks_ended, steps, statistics)
         if (rehearsal := running.get("rehearsal")) is not None:
             task.rehearsal = Rehearsal.from_state(rehearsal, device)

@@ -1,30 +1,58 @@
-"""Running statistics of normalisation layers, held with the weights that they belong to.
+"""Running statistics of BatchNorm, mixed over the tasks.
 
-A layer that normalises by running statistics in evaluation is a function of them as well as of its
-weights: y = γ (x − m)/√(v + ε) + β. While a later task trains, m and v follow its inputs, and what
-the earlier tasks' outputs are changes without that any weight moves; no constraint on weights can
-prevent it. So from the second task on such layers normalise in training as in evaluation, by the
-statistics that they had when the first ended. γ and β train on and are held like other weights.
+In evaluation such a layer is a function of them as well as of its weights: y = γ (x − m)/√(v + ε)
++ β. While a later task trains, m and v follow its inputs, and what the earlier tasks' outputs are
+changes without that any weight moves; no constraint on weights can prevent it. So from the second
+task on a layer normalises, in training and in evaluation, by the statistics of a mixture of the
+earlier tasks' inputs, in share a, with the present batch's, in share 1 − a:
+
+    m = a m₀ + (1 − a) m_B,        v = a v₀ + (1 − a) v_B + a (1 − a) (m_B − m₀)².
+
+m₀ and v₀ are the running statistics that the task began with. γ and β train on and are held like
+other weights. With a = 1 nothing would move; but the mean of a layer's inputs would then be the
+steepest direction of the loss by far, and SGD runs away there at rates at which BatchNorm trains.
+
+Related: batch renormalization, Ioffe, arXiv 1702.03275 (2017), normalises a batch by running
+statistics and lets no gradient through them; with statistics that do not follow it runs away.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import sys
+from collections.abc import Mapping
+from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.hooks import RemovableHandle
 
 from flatcl.core.layers import named_layers
+from flatcl.core.saved import State, entry
 from flatcl.errors import StateError
 
-_NAMES = ("running_mean", "running_var")
+_MOMENTUM = 0.1  # torch's default, where a layer has none of its own
+
+
+def running_statistics(model: nn.Module) -> dict[str, Tensor]:
+    """Return the running statistics of a model's normalisation layers of any kind.
+
+    Args:
+        model: any module.
+
+    Returns:
+        The buffers themselves by name, means and variances, those of floating point.
+    """
+    return {
+        f"{name}.{buffer}".removeprefix("."): statistic
+        for name, layer in named_layers(model)
+        for buffer in ("running_mean", "running_var")
+        if (statistic := layer._buffers.get(buffer)) is not None and statistic.is_floating_point()
+    }
 
 
 class _Evaluated:
-    """In place of a layer's method ``train``: leaves the layer in evaluation mode.
-
-    No hook, since a network compiled before it was set would pass it by; the flag ``training`` is
-    what torch.compile looks at.
-    """
+    """In place of a layer's method ``train``: leaves the layer in evaluation mode."""
 
     def __init__(self, layer: nn.Module) -> None:
         self.layer = layer
@@ -35,102 +63,156 @@ class _Evaluated:
         return self.layer
 
 
-class HeldStatistics:
-    """Keeps layers in evaluation mode, whatever a training loop sets, until they are released.
+class _Mixture:
+    """Before a layer in evaluation mode: has it normalise by the mixture, where the network trains.
 
-    Args:
-        layers: by name, each with a running mean and a running variance.
+    The layer computes γ (x' − m_r)/√(v_r + ε) + β by its running statistics m_r, v_r, whatever its
+    class does then; x' is chosen so that this is γ (x − m)/√(v + ε) + β.
     """
 
-    def __init__(self, layers: Mapping[str, nn.Module]) -> None:
-        self.layers = dict(layers)
-        self._frozen: set[str] = set()
+    def __init__(self, model: nn.Module, layer: _BatchNorm, share: float) -> None:
+        self.model: nn.Module = getattr(model, "_orig_mod", model)  # what torch.compile traces
+        self.layer, self.share = layer, share
+        self.earlier: list[Tensor] = []
+        self.latest: list[Tensor] | None = None
+
+    def __call__(self, layer: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        if not (self.model.training and args):
+            return None
+        x: Tensor = args[0]
+        dims, shape = [d for d in range(x.ndim) if d != 1], [1, -1, *[1] * (x.ndim - 2)]
+        a, (mean_0, variance_0) = self.share, self.earlier
+        # All relative to m₀: ⟨z²⟩ − ⟨z⟩² would cancel for inputs far from 0. torch.var_mean is
+        # slow on the CPU, half a step of a ResNet.
+        z = x.to(mean_0.dtype) - mean_0.view(shape)
+        apart = z.mean(dims)
+        of_batch = (z * z).mean(dims) - apart**2
+        mean = (1 - a) * apart
+        variance = a * variance_0 + (1 - a) * of_batch + a * (1 - a) * apart**2
+        self.latest = [(mean_0 + mean).detach(), variance.detach()]
+        running_mean, running_var = (t.to(mean_0.dtype) for t in _statistics_of(self.layer))
+        scale = torch.sqrt((running_var + self.layer.eps) / (variance + self.layer.eps))
+        shift = running_mean - mean * scale
+        return torch.addcmul(shift.view(shape), z, scale.view(shape)).to(x.dtype), *args[1:]
+
+    def follow_(self) -> None:
+        """Move the running statistics towards the latest batch's mixture.
+
+        After a step, not with the batch: what a layer was evaluated with is needed unchanged for
+        its gradient.
+        """
+        if self.latest is not None:
+            momentum = _MOMENTUM if self.layer.momentum is None else self.layer.momentum
+            for running, found in zip(_statistics_of(self.layer), self.latest, strict=True):
+                running.lerp_(found.to(running.dtype), momentum)
+            self.latest = None
+
+
+class MixedStatistics:
+    """Running statistics that are mixed while a task runs.
+
+    Args:
+        model: the network.
+        share: a, of the earlier tasks.
+        earlier: mean and variance of each layer when the task began, by the layer's name.
+
+    Raises:
+        StateError: the model has no such layer.
+    """
+
+    def __init__(self, model: nn.Module, share: float, earlier: Mapping[str, list[Tensor]]) -> None:
+        layers = dict(named_layers(model))
+        self._model, self._share, self._earlier = model, share, dict(earlier)
+        self._mixtures: dict[str, _Mixture] = {}
+        for name in earlier:
+            layer = layers.get(name)
+            if not isinstance(layer, _BatchNorm) or layer.running_mean is None:
+                raise StateError(
+                    f"the saved state has running statistics of {name!r}, which is no BatchNorm of "
+                    "the model: load it into the model that it was saved with"
+                )
+            self._mixtures[name] = _Mixture(model, layer, share)
+        self._handles: list[RemovableHandle] = []
 
     @classmethod
-    def seen(cls, model: nn.Module) -> HeldStatistics:
-        """Return those of all layers whose running statistics have seen inputs.
+    def begun(cls, model: nn.Module, share: float) -> MixedStatistics:
+        """Return those of a task that begins, of all BatchNorm layers that have seen inputs.
 
-        A layer that was added after the last task has none yet: its statistics are where they
-        start, mean 0 and variance 1, and no earlier task has been through it.
+        A layer that was added after the last task has none of earlier tasks: its statistics are
+        where they start, mean 0 and variance 1. One in evaluation mode while the network trains is
+        so by the user's wish, and has those that it keeps.
 
         Args:
             model: the network.
+            share: a, of the earlier tasks; with 0 nothing is mixed.
 
         Returns:
-            Them, not held yet.
+            Them, not in force yet.
         """
-        found = {}
-        for name, layer in _layers(model).items():
-            mean, variance = (layer.get_buffer(buffer) for buffer in _NAMES)
-            if bool(mean.any() | (variance != 1).any()):
-                found[name] = layer
-        return cls(found)
+        earlier = {}
+        for name, layer in named_layers(model) if share > 0 else ():
+            if not isinstance(layer, _BatchNorm) or layer.running_mean is None:
+                continue
+            mean, variance = _statistics_of(layer)
+            wished = model.training and not layer.training
+            if not wished and bool(mean.any() | (variance != 1).any()):
+                earlier[name] = [mean.clone(), variance.clone()]
+        return cls(model, share, earlier)
 
     @classmethod
-    def named(cls, model: nn.Module, names: Iterable[str]) -> HeldStatistics:
-        """Return those of named layers.
+    def from_state(cls, model: nn.Module, state: Mapping[str, Any] | None) -> MixedStatistics:
+        """Return what ``state_dict`` encoded.
 
         Args:
             model: the network.
-            names: of layers, as ``layers`` has them.
+            state: its result; None for nothing to mix.
 
         Returns:
-            Them, not held yet.
-
-        Raises:
-            StateError: the model has no such layer.
+            Them, not in force yet.
         """
-        known = _layers(model)
-        if missing := sorted(set(names) - set(known)):
-            raise StateError(
-                f"the saved state holds the running statistics of {missing}, which the model does "
-                "not have: load it into the model that it was saved with"
-            )
-        return cls({name: known[name] for name in names})
+        if state is None:
+            return cls(model, 0.0, {})
+        what = "task's statistics"
+        return cls(model, float(entry(state, "share", what)), entry(state, "earlier", what))
 
-    def free(self, model: nn.Module) -> dict[str, Tensor]:
-        """Return the running statistics that follow the running task.
-
-        Args:
-            model: the network.
+    def state_dict(self) -> State:
+        """Return them as plain state.
 
         Returns:
-            The buffers themselves, by name.
+            The share, and the earlier tasks' statistics, which are never written to.
         """
-        others = {n: layer for n, layer in _layers(model).items() if n not in self.layers}
-        return {
-            f"{name}.{buffer}".removeprefix("."): layer.get_buffer(buffer)
-            for name, layer in others.items()
-            for buffer in _NAMES
-        }
+        return {"share": self._share, "earlier": self._earlier}
 
-    def hold_(self, model: nn.Module) -> None:
-        """Put the layers in evaluation mode, for good.
-
-        Args:
-            model: the network; layers in evaluation mode where it trains are so by the user's wish.
-        """
-        self._frozen = {n for n, m in self.layers.items() if model.training and not m.training}
-        for layer in self.layers.values():
+    def mix_(self) -> None:
+        """Put them in force."""
+        if self._mixtures and "torch._dynamo" in sys.modules:
+            torch.compiler.reset()  # a network that is compiled already would not see the hooks
+        for name, mixture in self._mixtures.items():
+            layer = mixture.layer
+            mixture.earlier = [
+                saved.to(own.device, torch.promote_types(own.dtype, torch.float32))
+                for saved, own in zip(self._earlier[name], _statistics_of(layer), strict=True)
+            ]
+            self._handles.append(layer.register_forward_pre_hook(mixture))
             layer.__dict__["train"] = _Evaluated(layer)  # the class keeps its own
             layer.training = False
 
-    def release_(self, model: nn.Module) -> None:
-        """Give the layers the network's mode again, or the one that the user wished.
+    def follow_(self) -> None:
+        """Count an optimiser step."""
+        for mixture in self._mixtures.values():
+            mixture.follow_()
 
-        Args:
-            model: the network.
-        """
-        for name, layer in self.layers.items():
-            if layer.__dict__.pop("train", None) is not None:
-                layer.training = model.training and name not in self._frozen
+    def release_(self) -> None:
+        """Leave the layers to themselves again, in the network's mode."""
+        while self._handles:
+            self._handles.pop().remove()
+        for mixture in self._mixtures.values():
+            if mixture.layer.__dict__.pop("train", None) is not None:
+                mixture.layer.training = self._model.training
 
 
-def _layers(model: nn.Module) -> dict[str, nn.Module]:
-    """Return the layers with running statistics of floating point, shared ones once."""
-    found: dict[str, nn.Module] = {}
-    for name, layer in named_layers(model):
-        buffers = [layer._buffers.get(buffer) for buffer in _NAMES]
-        if all(buffer is not None and buffer.is_floating_point() for buffer in buffers):
-            found[name] = layer
-    return found
+def _statistics_of(layer: _BatchNorm) -> list[Tensor]:
+    mean, variance = layer.running_mean, layer.running_var
+    assert mean is not None
+    assert variance is not None
+    return [mean, variance]

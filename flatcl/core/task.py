@@ -22,7 +22,7 @@ from flatcl.core.pull import TIERS
 from flatcl.core.rehearsal import Rehearsal
 from flatcl.core.saved import State, entry, same_names, tensor_like
 from flatcl.core.schedule import PullSchedule
-from flatcl.core.statistics import HeldStatistics
+from flatcl.core.statistics import MixedStatistics, running_statistics
 from flatcl.core.windows import TrainingMeasurement
 
 
@@ -39,7 +39,7 @@ class RunningTask:
         strength: γ of the constraints in this task.
         earlier: number of the tasks that the constraints hold.
         steps: the task's number of steps, if known.
-        statistics: held while it runs.
+        statistics: mixed while it runs.
         network: a constraint on all parameters, or None.
     """
 
@@ -55,7 +55,7 @@ class RunningTask:
         strength: float,
         earlier: int,
         steps: int | None,
-        statistics: HeldStatistics,
+        statistics: MixedStatistics,
         network: NetworkConstraint | None = None,
     ) -> None:
         self.units, self.parameters, self.options = units, parameters, options
@@ -69,7 +69,7 @@ class RunningTask:
         limit = None if options.budget is None else options.budget * earlier
         self.budget = BudgetWatch(limit, options.on_budget)
         self.statistics = statistics
-        self.centre = Centre({**parameters, **statistics.free(model)})
+        self.centre = Centre({**parameters, **running_statistics(model)})
         self.start = [p.detach().clone() for p in parameters.values()]
         self.watching = options.source == "sgd" and options.strength > 0
         shared = {} if options.varied else constraints  # a variant is of the task's own basis
@@ -86,6 +86,7 @@ class RunningTask:
             batch_size: of the step's gradient; needed by ``source="sgd"`` alone.
         """
         self.steps_made += 1
+        self.statistics.follow_()
         self.schedule.count()
         if self.watching:
             self.measurement.watch(self.steps_made, self.parameters, batch_size)
@@ -149,7 +150,7 @@ class RunningTask:
         return {
             "steps": self.steps,
             "steps_made": self.steps_made,
-            "statistics": list(self.statistics.layers),
+            "statistics": self.statistics.state_dict(),
             "start": {name: tensor.clone() for name, tensor in pairs},
             "schedule": self.schedule.state_dict(),
             "centre": self.centre.state_dict(),

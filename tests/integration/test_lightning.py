@@ -93,9 +93,9 @@ def test_the_first_task_is_kept(tmp_path: Path, accumulate: int) -> None:
     assert callback.landscape.task is None
 
 
-def test_running_statistics_stay_as_the_first_task_left_them(tmp_path: Path) -> None:
+def test_running_statistics_are_held(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    callback, model, kept = LDCCallback(), Classifier(), []
+    callback, model, kept = LDCCallback(LDCOptions(hold_statistics=1)), Classifier(), []
     model.net.insert(1, nn.BatchNorm1d(60))
     for data in tasks():
         fit(trainer_in(tmp_path, [callback], epochs=2), model, data)

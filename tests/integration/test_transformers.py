@@ -96,9 +96,9 @@ def first_task_kept(folder: Path, callbacks: list[Any]) -> float:
         return float((model(x).logits.argmax(1) == y).float().mean())
 
 
-def test_running_statistics_stay_as_the_first_task_left_them(tmp_path: Path) -> None:
+def test_running_statistics_are_held(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    callback, model, kept = LDCCallback(), Classifier(), []
+    callback, model, kept = LDCCallback(LDCOptions(hold_statistics=1)), Classifier(), []
     model.net.insert(1, nn.BatchNorm1d(60))
     for data in tasks():
         train(trainer_of(model, data, tmp_path, [callback]))
