@@ -231,9 +231,7 @@ def test_a_network_compiled_before_comes_out_the_same():
             steps(landscape, shift, through=through)
             landscape.end_task([data(shift)[0]])
             model.eval()
-            (through or model)(
-                data(shift)[0]
-            )  # with gradients: nothing else tells it from training
+            (through or model)(data(shift)[0])  # with gradients, as in training
         ends.append(statistics(model))
     torch.testing.assert_close(*ends)
 
