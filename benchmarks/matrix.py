@@ -2,7 +2,7 @@
 
 ``python -m benchmarks.matrix`` trains all 45 cells on scikit-learn's digits, one seed, LDC at its
 defaults, and interrupts LDC's second task half-way to go on from a file in fresh objects; then,
-with BatchNorm, LDC with running statistics held and not. What is already in
+with BatchNorm, LDC with its statistics mixed over tasks and not. What is already in
 ``benchmarks/results/matrix.json`` and ``matrix_statistics.json`` is kept; ``--render`` makes
 ``benchmarks/MATRIX.md`` from them alone. ``pytest tests/end_to_end`` asserts the same of one cell a
 network, and ``pytest -m slow tests/end_to_end`` of all others.
