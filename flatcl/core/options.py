@@ -32,7 +32,8 @@ class LDCOptions:
             ``flatcl.core.rehearsal``. None is 8, or 0 where strength is 0.
             0 for none; none either where inputs are no tensor of real numbers, or with
             ``source="sgd"``, which reads no inputs.
-        interval: steps from one pull to the next.
+        interval: steps from one pull to the next, at most; fewer at learning rates at which one
+            pull would take back too many directions, see ``flatcl.core.pull``.
         source: "probe" measures stiffness at a task's end by random output directions over some
             of the task's inputs; "fisher" does so by the loss's own gradients, with labels drawn
             from the network's predictions (softmax, or a sigmoid for one output), which is the

@@ -19,6 +19,13 @@ Many rates: an input direction (column) whose largest r is small relaxes slowly 
 visited at every pull. Columns are stored by falling stiffness; tier j, those of 2^−j-times the
 quickest relaxation, is visited at every 2^j-th pull with the steps that have gathered since, so
 that no visit is coarser than the quick columns' own. Each pull then works on a slice.
+
+How far apart pulls may be: between two of them the steps run towards the new task's own minimum;
+where they reach it, its gradient is gone, and a pull with r > 1 takes back most of what the fixed
+point would have kept. In few directions that is a margin, in many the new task is not learned. What
+counts is the share of directions that one pull takes back, ⟨r / (1 + r)⟩ (``taken_back``), which
+grows with the learning rate. As an effective number of parameters, Σ r / (1 + r): MacKay, Neural
+Computation 4 (1992) 415–447.
 """
 
 from __future__ import annotations
@@ -155,7 +162,7 @@ def correction(
         strength: γ > 0.
         state: of this unit; updated.
         shares: for each tier visited, from the quickest, the steps that it has to make up for, as
-            a multiple of those in ``metric``; all ``TIERS`` at a task's first pull.
+            a multiple of those in ``metric``.
 
     Returns:
         y, in the anchor's shape, w.
@@ -167,8 +174,9 @@ def correction(
         if shares[0] != 1.0:
             r = shares[0] * r
         return x * (r / (1.0 + r))
-    if len(shares) == TIERS:
-        _prepare(state, constraint, metric, strength, rechoose=shares[0] > 0)
+    new = not state.ends  # as where a head is first used in mid-task
+    if new or len(shares) == TIERS:
+        _prepare(state, constraint, metric, strength, rechoose=new or shares[0] > 0)
     width = state.ends[len(shares) - 1]
     if width == 0:
         return torch.zeros_like(x)
@@ -189,19 +197,58 @@ def _prepare(
     """Take the preconditioner and the tiers of columns from the present metric."""
     basis = constraint.basis
     assert basis is not None
-    r = strength * constraint.stiffness
     if isinstance(metric, Tensor):
         state.diagonal = basis.weighed(metric)
-        r *= basis.per_direction(basis.gathered(state.diagonal))
-    else:
-        r *= metric
     if rechoose:
+        r = _relaxation(state, constraint, metric, strength)
         steps = _QUICK * 0.5 ** torch.arange(TIERS - 1, device=r.device, dtype=r.dtype)
         quickest = r.amax(0)
         if basis.pooled_in:  # it may be stiffer than some that stand before it
             quickest = quickest.flip(0).cummax(0).values.flip(0)
         counts = (quickest[:, None] > steps).sum(0).tolist()
         state.ends = [*counts, r.shape[1]]
+
+
+def taken_back(
+    constraint: Constraint,
+    metric: Metric,
+    strength: float,
+    state: PullState,
+    factors: Sequence[float],
+) -> tuple[Tensor, int]:
+    """Return how many directions a pull takes back, Σ r / (1 + r).
+
+    Args:
+        constraint: K and W*.
+        metric: sD, as in the latest ``correction`` with all ``TIERS``.
+        strength: γ > 0.
+        state: of this unit.
+        factors: multiples of s.
+
+    Returns:
+        [len(factors)] one number for each, and the number of all directions.
+    """
+    r = _relaxation(state, constraint, metric, strength)
+    found = []
+    for factor in factors:
+        each = factor * r
+        each = each.div_(1.0 + each)
+        if constraint.basis is not None and constraint.basis.truncated:
+            out, width = constraint.basis.directions()
+            each = out[:, None] * each * width
+        found.append(each.sum())
+    return torch.stack(found), constraint.anchor.numel()
+
+
+def _relaxation(
+    state: PullState, constraint: Constraint, metric: Metric, strength: float
+) -> Tensor:
+    # r = γ sD k of each coordinate; a diagonal metric counts by its diagonal there.
+    basis = constraint.basis
+    if isinstance(metric, Tensor) and basis is not None:
+        assert state.diagonal is not None
+        metric = basis.per_direction(basis.gathered(state.diagonal))
+    return (strength * constraint.stiffness).mul_(metric)
 
 
 def _solve(basis: KroneckerBasis, R: Tensor, z: Tensor, D: Tensor, state: PullState) -> Tensor:

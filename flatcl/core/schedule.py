@@ -14,15 +14,22 @@ from flatcl.core.layers import Part, Unit
 from flatcl.core.metric import StepMetric, Way
 from flatcl.core.network import NetworkConstraint
 from flatcl.core.precision import full_precision, is_narrow, write_rounded_
-from flatcl.core.pull import TIERS, PullState, correction
+from flatcl.core.pull import TIERS, PullState, correction, taken_back
 from flatcl.core.saved import State, entry, same_names
 from flatcl.errors import StateError
 
-Marks: TypeAlias = tuple[dict[str, PullState], list[list[float]], int]
+Marks: TypeAlias = tuple[dict[str, PullState], list[list[float]], tuple[int, int, int]]
+
+# Share of the held directions that one pull may take back, on average over all of them.
+_SHARE = 0.06
 
 
 class PullSchedule:
     """Pulls a model's held units; tier j of their columns at every 2^j-th pull.
+
+    Pulls come every ``longest`` steps; after half of them, a quarter, … where otherwise they would
+    take back more than ``_SHARE`` of all directions, which is looked at whenever all tiers are
+    visited.
 
     Args:
         units: the model's units.
@@ -30,6 +37,7 @@ class PullSchedule:
         constraints: of the earlier tasks, by unit's name.
         metric: of the optimiser.
         strength: γ of the units' constraints.
+        longest: steps from one pull to the next, at most.
         network: a constraint on all parameters, pulled at every visit of the quickest tier.
     """
 
@@ -40,6 +48,7 @@ class PullSchedule:
         constraints: Mapping[str, Constraint],
         metric: StepMetric,
         strength: float,
+        longest: int,
         network: NetworkConstraint | None = None,
     ) -> None:
         self.held = [unit for unit in units if unit.name in constraints]
@@ -50,6 +59,10 @@ class PullSchedule:
         # was last visited.
         self.travelled = [0.0] * len(metric.optimizer.param_groups)
         self.visited = [list(self.travelled) for _ in range(TIERS)]
+        self.intervals = [longest]  # to choose from
+        while self.intervals[-1] > 1:
+            self.intervals.append(self.intervals[-1] // 2)
+        self.interval, self.waiting = longest, 0  # steps from pull to pull, and since the last
         self.pulls = 0
         self.states = {unit.name: PullState() for unit in self.held}
         self.narrow = {unit.name for unit in self.held if is_narrow(unit, parameters)}
@@ -73,6 +86,7 @@ class PullSchedule:
             )
         for i, rate in enumerate(rates):
             self.travelled[i] += rate
+        self.waiting += 1
 
     def since(self, tier: int) -> list[float]:
         """Return Σ η since a tier was last visited.
@@ -86,11 +100,13 @@ class PullSchedule:
         return [float(a - b) for a, b in zip(self.travelled, self.visited[tier], strict=True)]
 
     def due(self) -> int:
-        """Return the number of tiers that the next pull visits.
+        """Return the number of tiers that a pull is to visit now.
 
         Returns:
-            1 … ``TIERS``; all at a task's first pull.
+            0 between pulls, else 1 … ``TIERS``; all at a task's first pull.
         """
+        if self.waiting < self.interval:
+            return 0
         return next((j for j in range(TIERS) if self.pulls % 2**j), TIERS)
 
     @torch.no_grad()
@@ -105,19 +121,31 @@ class PullSchedule:
         """
         waited = [self.since(tier) for tier in range(tiers)]
         travelled = waited[0] if any(waited[0]) else waited[-1]
-        whole = sum(travelled)
+        whole, regular = sum(travelled), self.waiting == self.interval
+        self.waiting = 0
         if whole == 0:
             return True
         self.moved = self._with_gradient() or self.moved
         shares = [sum(steps) / whole for steps in waited]
         shared: dict[str, Way | None] = {}
-        pulled = [self._pull_unit_(unit, travelled, shares, shared) for unit in self.held]
+        taken: list[tuple[Tensor, int]] = []
+        counted = taken if tiers == TIERS and regular else None
+        pulled = [self._pull_unit_(u, travelled, shares, shared, counted) for u in self.held]
         if self.network is not None and any(waited[0]):
             self._pull_network_(self.network, waited[0])
         self.pulls += 1
         for tier in range(tiers):
             self.visited[tier] = list(self.travelled)
+        if taken:
+            self._choose_interval(taken)
         return any(pulled) or not pulled
+
+    def _choose_interval(self, taken: list[tuple[Tensor, int]]) -> None:
+        """Take the longest interval of which a pull takes back few enough directions."""
+        found, directions = zip(*taken, strict=True)
+        shares = (torch.stack(found).sum(0) / sum(directions)).tolist()
+        pairs = zip(self.intervals, shares, strict=True)
+        self.interval = next((i for i, share in pairs if share <= _SHARE), 1)
 
     def _with_gradient(self) -> set[str]:
         return {name for name, p in self.parameters.items() if p.grad is not None}
@@ -128,8 +156,9 @@ class PullSchedule:
         travelled: list[float],
         shares: list[float],
         shared: dict[str, Way | None],
+        counted: list[tuple[Tensor, int]] | None,
     ) -> bool:
-        """Pull one unit, in place.
+        """Pull one unit, in place, and count the directions that a pull takes back, if asked to.
 
         Returns:
             Whether the optimiser has stepped it.
@@ -143,15 +172,14 @@ class PullSchedule:
             weight = weight.to(constraint.anchor.dtype)
             if state.left is not None:
                 weight = weight + state.left
+        strength = self.strength * self.strengthened
         with full_precision(weight.device):
             y = correction(
-                constraint,
-                weight,
-                metric,
-                strength=self.strength * self.strengthened,
-                state=state,
-                shares=shares,
+                constraint, weight, metric, strength=strength, state=state, shares=shares
             )
+            if counted is not None:
+                factors = [interval / self.interval for interval in self.intervals]
+                counted.append(taken_back(constraint, metric, strength, state, factors))
         if narrow:
             state.left = write_rounded_(unit, self.parameters, weight - y)
         else:
@@ -187,7 +215,8 @@ class PullSchedule:
         Returns:
             A copy, for ``restore``.
         """
-        return copy.deepcopy(self.states), list(self.visited), self.pulls
+        counts = (self.interval, self.waiting, self.pulls)
+        return copy.deepcopy(self.states), list(self.visited), counts
 
     def restore(self, marks: Marks) -> None:
         """Forget the pulls made since ``marks`` were taken; the weights are the caller's.
@@ -195,7 +224,7 @@ class PullSchedule:
         Args:
             marks: from ``marks``.
         """
-        self.states, self.visited, self.pulls = marks
+        self.states, self.visited, (self.interval, self.waiting, self.pulls) = marks
 
     def state_dict(self) -> State:
         """Return what pulls depend on beside weights, gradients, constraints and optimiser.
@@ -206,6 +235,8 @@ class PullSchedule:
         return {
             "travelled": [float(total) for total in self.travelled],
             "visited": [[float(total) for total in totals] for totals in self.visited],
+            "interval": self.interval,
+            "waiting": self.waiting,
             "pulls": self.pulls,
             "strengthened": float(self.strengthened),
             "moved": sorted(self._with_gradient() or self.moved or ()),
@@ -237,5 +268,8 @@ class PullSchedule:
         }
         self.states, self.moved = states, set(entry(state, "moved", "task")) or None
         self.travelled, *self.visited = [[float(t) for t in total] for total in totals]
+        saved = int(state.get("interval", self.interval))
+        self.interval = max(1, min(saved, self.intervals[0]))
+        self.waiting = int(state.get("waiting", 0))
         self.pulls = int(entry(state, "pulls", "task"))
         self.strengthened = float(entry(state, "strengthened", "task"))

@@ -19,7 +19,7 @@ statistics and lets no gradient through them; with statistics that do not follow
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -70,10 +70,15 @@ class _Mixture:
     class does then; x' is chosen so that this is γ (x − m)/√(v + ε) + β.
     """
 
-    def __init__(self, model: nn.Module, layer: _BatchNorm, share: float) -> None:
+    def __init__(
+        self, model: nn.Module, layer: _BatchNorm, share: float, earlier: Sequence[Tensor]
+    ) -> None:
         self.model: nn.Module = getattr(model, "_orig_mod", model)  # what torch.compile traces
         self.layer, self.share = layer, share
-        self.earlier: list[Tensor] = []
+        self.earlier = [
+            saved.to(own.device, torch.promote_types(own.dtype, torch.float32))
+            for saved, own in zip(earlier, _statistics_of(layer), strict=True)
+        ]
         self.latest: list[Tensor] | None = None
 
     def __call__(self, layer: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
@@ -121,17 +126,16 @@ class MixedStatistics:
     """
 
     def __init__(self, model: nn.Module, share: float, earlier: Mapping[str, list[Tensor]]) -> None:
-        layers = dict(named_layers(model))
-        self._model, self._share, self._earlier = model, share, dict(earlier)
+        layers = dict(_layers(model))
+        self._model, self._share = model, share
         self._mixtures: dict[str, _Mixture] = {}
-        for name in earlier:
-            layer = layers.get(name)
-            if not isinstance(layer, _BatchNorm) or layer.running_mean is None:
+        for name, saved in earlier.items():
+            if name not in layers:
                 raise StateError(
                     f"the saved state has running statistics of {name!r}, which is no BatchNorm of "
                     "the model: load it into the model that it was saved with"
                 )
-            self._mixtures[name] = _Mixture(model, layer, share)
+            self._mixtures[name] = _Mixture(model, layers[name], share, saved)
         self._handles: list[RemovableHandle] = []
 
     @classmethod
@@ -150,9 +154,7 @@ class MixedStatistics:
             Them, not in force yet.
         """
         earlier = {}
-        for name, layer in named_layers(model) if share > 0 else ():
-            if not isinstance(layer, _BatchNorm) or layer.running_mean is None:
-                continue
+        for name, layer in _layers(model) if share > 0 else ():
             mean, variance = _statistics_of(layer)
             wished = model.training and not layer.training
             if not wished and bool(mean.any() | (variance != 1).any()):
@@ -181,18 +183,15 @@ class MixedStatistics:
         Returns:
             The share, and the earlier tasks' statistics, which are never written to.
         """
-        return {"share": self._share, "earlier": self._earlier}
+        earlier = {name: mixture.earlier for name, mixture in self._mixtures.items()}
+        return {"share": self._share, "earlier": earlier}
 
     def mix_(self) -> None:
         """Put them in force."""
         if self._mixtures and "torch._dynamo" in sys.modules:
             torch.compiler.reset()  # a network that is compiled already would not see the hooks
-        for name, mixture in self._mixtures.items():
+        for mixture in self._mixtures.values():
             layer = mixture.layer
-            mixture.earlier = [
-                saved.to(own.device, torch.promote_types(own.dtype, torch.float32))
-                for saved, own in zip(self._earlier[name], _statistics_of(layer), strict=True)
-            ]
             self._handles.append(layer.register_forward_pre_hook(mixture))
             layer.__dict__["train"] = _Evaluated(layer)  # the class keeps its own
             layer.training = False
@@ -209,6 +208,13 @@ class MixedStatistics:
         for mixture in self._mixtures.values():
             if mixture.layer.__dict__.pop("train", None) is not None:
                 mixture.layer.training = self._model.training
+
+
+def _layers(model: nn.Module) -> Iterator[tuple[str, _BatchNorm]]:
+    """Yield the BatchNorm layers that keep running statistics, by name."""
+    for name, layer in named_layers(model):
+        if isinstance(layer, _BatchNorm) and layer.running_mean is not None:
+            yield name, layer
 
 
 def _statistics_of(layer: _BatchNorm) -> list[Tensor]:

@@ -61,7 +61,9 @@ class RunningTask:
         self.units, self.parameters, self.options = units, parameters, options
         self.steps = steps
         self.steps_made = 0
-        self.schedule = PullSchedule(units, parameters, constraints, metric, strength, network)
+        self.schedule = PullSchedule(
+            units, parameters, constraints, metric, strength, options.interval, network
+        )
         self.network = network
         self.rehearsal: Rehearsal | None = None
         if network is not None:
@@ -80,7 +82,7 @@ class RunningTask:
         )
 
     def step(self, batch_size: int | None) -> None:
-        """Count one optimiser step, just made; every ``interval`` steps, pull.
+        """Count one optimiser step, just made; every ``interval`` steps at least, pull.
 
         Args:
             batch_size: of the step's gradient; needed by ``source="sgd"`` alone.
@@ -92,8 +94,8 @@ class RunningTask:
             self.measurement.watch(self.steps_made, self.parameters, batch_size)
         if self.network is not None:
             self.network.watch(self.steps_made, self.parameters)
-        if self.steps_made % self.options.interval == 0:
-            if not self.schedule.pull_(self.schedule.due()):
+        if tiers := self.schedule.due():
+            if not self.schedule.pull_(tiers):
                 warnings.warn(
                     "nothing was pulled: no parameter of the earlier tasks has a gradient; call "
                     "step() right after the optimiser's, before zero_grad()",

@@ -84,7 +84,7 @@ CASES = {
     "decay": lambda p: torch.optim.SGD(p, lr=0.1, weight_decay=0.3),
     "rmsprop": lambda p: torch.optim.RMSprop(p, lr=3e-3, momentum=0.5),
     "adagrad": lambda p: torch.optim.Adagrad(p, lr=0.3),
-    "radam": lambda p: torch.optim.RAdam(p, lr=3e-3, betas=(0.9, 0.99)),
+    "radam": lambda p: torch.optim.RAdam(p, lr=1e-2, betas=(0.9, 0.99)),
 }
 SCHEDULES = {
     "none": None,

@@ -315,7 +315,7 @@ def test_in_mid_task_the_forecast_is_of_pulled_weights_and_needs_inputs_to_be_tr
     model = landscape.model
     assert landscape.forecast().rises == (0.0,)
     landscape.begin_task()
-    steps(model, landscape, optimizer, *blobs(1), 7)
+    steps(model, landscape, optimizer, *blobs(1), 4)
     with landscape.evaluating():
         pulled = float(landscape.energy())
     assert pulled < float(landscape.energy())

@@ -177,7 +177,7 @@ def test_a_pull_of_sliced_units_is_the_dense_proximal_step(
     before = fused.gather(parameters).detach().clone()
     D = metric.read(fused, parameters, [1.0])
     assert D is not None
-    schedule = PullSchedule(units, parameters, constraints, metric, 2.0)
+    schedule = PullSchedule(units, parameters, constraints, metric, 2.0, 20)
     schedule.travelled = [1.0]
     schedule.pull_(TIERS)
     K = torch.block_diag(*(c.to_dense() for c in constraints.values()))

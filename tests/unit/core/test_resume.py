@@ -174,10 +174,11 @@ def test_without_any_task():
 
 
 def test_an_evaluation_right_after_taking_up_sees_the_same_pulled_weights():
-    run = Run("adam")
+    run = Run("adam", strength=0.1)
     for _ in run.train(STEPS + 12):
         pass
-    resumed = Run("adam").load_state_dict(through_a_file(run.state_dict()))
+    assert run.landscape.task.schedule.waiting == 5
+    resumed = Run("adam", strength=0.1).load_state_dict(through_a_file(run.state_dict()))
     with run.landscape.evaluating(), resumed.landscape.evaluating():
         seen = [[p.detach().clone() for p in r.model.parameters()] for r in (run, resumed)]
         assert not torch.equal(seen[0][0], run.landscape.state_dict()["task"]["start"]["0.weight"])
@@ -297,6 +298,7 @@ def test_a_learning_rate_in_a_tensor_counts():
             pass
         runs.append(run.landscape.task.schedule)
     assert runs[0].pulls == runs[1].pulls > 1
+    assert runs[0].interval == runs[1].interval
     assert runs[0].since(0) == pytest.approx(runs[1].since(0))
 
 
