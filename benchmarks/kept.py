@@ -4,16 +4,26 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from flatcl.cells import run_cell
+from flatcl.cells import Own, run_cell
+from flatcl.io import write_json
 from flatcl.protocol import CompareOptions
 from flatcl.records import Cell, identity, load, save
+from flatcl.versions import versions
 
 
-def fill(folder: Path, options: CompareOptions, cell: Cell, *, any_code: bool = False) -> None:
+def fill(
+    folder: Path,
+    options: CompareOptions,
+    cell: Cell,
+    *,
+    any_code: bool = False,
+    own: Own | None = None,
+) -> None:
     """Make and keep one run, if it is missing; it takes the place of runs of it by other code.
 
     Args:
@@ -21,10 +31,11 @@ def fill(folder: Path, options: CompareOptions, cell: Cell, *, any_code: bool = 
         options: of the comparison.
         cell: the run.
         any_code: count a run that other code of flatcl made too.
+        own: what takes the place of the options' network, one for all runs of the folder.
     """
     if load(folder, options, cell, any_code=any_code) is not None:
         return
-    record = run_cell(options, cell)
+    record = run_cell(options, cell, own)
     path = save(folder, options, record)
     if record.status == "done":
         _supersede(path)
@@ -91,6 +102,36 @@ def _read(path: Path) -> dict[str, Any]:
 def _run_of(content: dict[str, Any]) -> str:
     """Return what was run, whichever code ran it, as a key."""
     return json.dumps([content["cell"], content["config"]], sort_keys=True)
+
+
+def completed(
+    path: Path,
+    setup: object,
+    name: str,
+    keys: Iterable[dict[str, Any]],
+    measure: Callable[[dict[str, Any]], dict[str, Any]],
+) -> Iterator[dict[str, Any]]:
+    """Make the entries of a file that are missing, each written at once.
+
+    Args:
+        path: of the JSON file.
+        setup: what they are made with.
+        name: under which the file has them.
+        keys: what tells each entry from the others.
+        measure: from a key to the rest of its entry.
+
+    Yields:
+        Each new entry, after it is written.
+
+    Raises:
+        SystemExit: the file holds those of another set-up.
+    """
+    rows = entries(path, setup, name)
+    for key in keys:
+        if not any(key.items() <= row.items() for row in rows):
+            rows.append(key | measure(key) | {"versions": dict(versions())})
+            write_json(path, {"setup": setup, name: rows})
+            yield rows[-1]
 
 
 def entries(path: Path, setup: object, name: str) -> list[dict[str, Any]]:

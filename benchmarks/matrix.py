@@ -1,9 +1,9 @@
 """What works with what: networks × scenarios × optimisers, two tasks each, Naive beside LDC.
 
 ``python -m benchmarks.matrix`` trains all 45 cells on scikit-learn's digits, one seed, LDC at its
-defaults, and interrupts LDC's second task half-way to go on from a file in fresh objects; then,
-with BatchNorm, LDC with its statistics mixed over tasks and not. What is already in
-``benchmarks/results/matrix.json`` and ``matrix_statistics.json`` is kept; ``--render`` makes
+defaults, and interrupts LDC's second task half-way to go on from a file in fresh objects; then a
+few cells at other learning rates; then, with BatchNorm, LDC with its statistics mixed over tasks
+and not. What is already in ``benchmarks/results/matrix*.json`` is kept; ``--render`` makes
 ``benchmarks/MATRIX.md`` from them alone. ``pytest tests/end_to_end`` asserts the same of one cell a
 network, and ``pytest -m slow tests/end_to_end`` of all others.
 """
@@ -20,13 +20,12 @@ from typing import Any
 
 import torch
 
-from benchmarks import matrix_statistics
-from benchmarks.kept import entries
+from benchmarks import matrix_rates, matrix_statistics
+from benchmarks.kept import completed
 from benchmarks.matrix_cells import CELLS, TRAININGS, Cell, Run, same, train
 from benchmarks.matrix_report import failures, render
 from flatcl.core.options import LDCOptions
-from flatcl.io import write_bytes, write_json
-from flatcl.versions import versions
+from flatcl.io import write_bytes
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "matrix.json"
@@ -67,19 +66,16 @@ def measure(cell: Cell) -> dict[str, Any]:
 def fill() -> None:
     """Make and write the cells that are missing."""
     setup = {network: asdict(training) for network, training in TRAININGS.items()}
-    rows = entries(RESULTS, setup, "cells")
-    there = {(row["network"], row["scenario"], row["optimizer"]) for row in rows}
-    for cell in CELLS:
-        if (cell.network, cell.scenario, cell.optimizer) in there:
-            continue
-        try:
-            figures = measure(cell)
-        except Exception as error:  # a cell that fails is a result
-            figures = {"error": f"{type(error).__name__}: {error}"}
-        row = asdict(cell) | figures | {"versions": dict(versions())}
-        rows.append(row)
-        write_json(RESULTS, {"setup": setup, "cells": rows})
+    for row in completed(RESULTS, setup, "cells", map(asdict, CELLS), _measured):
+        cell = Cell(row["network"], row["scenario"], row["optimizer"])
         print(f"{cell}: {', '.join(failures(row)) or 'passes'}", flush=True)
+
+
+def _measured(key: dict[str, Any]) -> dict[str, Any]:
+    try:
+        return measure(Cell(**key))
+    except Exception as error:  # a cell that fails is a result
+        return {"error": f"{type(error).__name__}: {error}"}
 
 
 def main() -> None:
@@ -90,12 +86,17 @@ def main() -> None:
     torch.set_num_threads(1)
     if not chosen.render:
         fill()
+        matrix_rates.fill()
         matrix_statistics.fill()
-    rows, statistics = (
+    rows, rates, statistics = (
         json.loads(path.read_text(encoding="utf-8"))[name]
-        for path, name in ((RESULTS, "cells"), (matrix_statistics.RESULTS, "runs"))
+        for path, name in (
+            (RESULTS, "cells"),
+            (matrix_rates.RESULTS, "runs"),
+            (matrix_statistics.RESULTS, "runs"),
+        )
     )
-    write_bytes(HERE / "MATRIX.md", render(rows, statistics).encode())
+    write_bytes(HERE / "MATRIX.md", render(rows, rates, statistics).encode())
 
 
 if __name__ == "__main__":

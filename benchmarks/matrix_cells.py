@@ -20,11 +20,6 @@ from flatcl.data import load_images
 from flatcl.seeds import derive_seed
 
 SCENARIOS = ("single head", "multi-head", "growing head")
-OPTIMIZERS: dict[str, Callable[[Any, float], torch.optim.Optimizer]] = {
-    "SGD": lambda p, lr: torch.optim.SGD(p, lr=lr, momentum=0.9),
-    "Adam": lambda p, lr: torch.optim.Adam(p, lr=2e-3),
-    "AdamW": lambda p, lr: torch.optim.AdamW(p, lr=2e-3, weight_decay=0.1),
-}
 CLASSES = 5  # a task
 _ORDER = torch.randperm(64, generator=torch.Generator().manual_seed(5))
 INPUTS: dict[str, Callable[[Tensor], Tensor]] = {  # of images with values from −0.75 to 1.75
@@ -43,6 +38,7 @@ class Training:
         images: training images of a task.
         epochs: passes over them.
         lr: of SGD, w²/nat.
+        adam_lr: of Adam and AdamW, w.
         batch: images a step.
         seed: of weights, order and dropout.
         inputs: what becomes of the second task's images, of ``INPUTS``.
@@ -51,6 +47,7 @@ class Training:
     images: int = 600
     epochs: int = 8
     lr: float = 0.005
+    adam_lr: float = 0.002
     batch: int = 24
     seed: int = 0
     inputs: str = "plain"
@@ -59,6 +56,13 @@ class Training:
     def steps(self) -> int:
         """Steps of a task."""
         return self.epochs * (self.images // self.batch)
+
+
+OPTIMIZERS: dict[str, Callable[[Any, Training], torch.optim.Optimizer]] = {
+    "SGD": lambda p, t: torch.optim.SGD(p, lr=t.lr, momentum=0.9),
+    "Adam": lambda p, t: torch.optim.Adam(p, lr=t.adam_lr),
+    "AdamW": lambda p, t: torch.optim.AdamW(p, lr=t.adam_lr, weight_decay=0.1),
+}
 
 
 @dataclass(frozen=True)
@@ -118,7 +122,7 @@ class Run:
         return self.network(batch[0], batch[-1] if self._told else None)
 
     def _optimizer(self) -> torch.optim.Optimizer:
-        return OPTIMIZERS[self.cell.optimizer](self.network.parameters(), self.training.lr)
+        return OPTIMIZERS[self.cell.optimizer](self.network.parameters(), self.training)
 
     @property
     def _told(self) -> bool:

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable, Mapping
 from itertools import product
 from typing import Any
 
-from benchmarks import matrix_statistics
-from benchmarks.matrix_cells import CELLS, OPTIMIZERS, SCENARIOS, TRAININGS, Cell
+from benchmarks import matrix_rates, matrix_statistics
+from benchmarks.matrix_cells import CELLS, OPTIMIZERS, SCENARIOS, TRAININGS, Cell, Training
 from benchmarks.matrix_networks import NETWORKS
 from flatcl.core.options import LDCOptions
 from flatcl.tables import markdown_table
@@ -25,7 +25,7 @@ each, 8×8 pixels); LDC at its defaults in a plain loop, and Naive, the same wit
   task, which is told; *growing head*: five outputs added to the old ones, one softmax over all
   ten, no stored data, no mask and no offset.
 - SGD with momentum 0.9 (rates: {rates});
-  Adam and AdamW at 0.002, AdamW with weight decay 0.1.
+  Adam and AdamW at {adam:g}, AdamW with weight decay 0.1.
 - A cell reads: accuracy lost on held-out images of task 1, Naive → LDC, in points; its rise of loss
   in nats; then what LDC reaches on task 2 (Naive in brackets), percent; ✓ if training that was
   saved in the middle of task 2 and taken up in fresh objects ended with the same weights, buffers,
@@ -46,6 +46,14 @@ inputs too; at the pseudo-inputs the rehearsal holds them down. Accuracy on task
 where only its own five outputs may answer: what is missing of it above is outvoted, not lost.
 
 {growing}
+
+## Learning rates
+
+Accuracy on task 1 and on task 2 after task 2, percent, {seeds} seeds, single head: Naive; LDC with
+pulls 20 steps apart whatever the rate; LDC, which pulls more often where one pull would take back
+too much of the network (docs/how-ldc-works.md); LDC with a pull at every step (`interval=1`).
+
+{by_rate}
 
 ## BatchNorm
 
@@ -108,11 +116,16 @@ def _weak(row: dict[str, Any]) -> bool:
     return "error" not in row and rise(row, "ldc")[0] > 0.5 * max(0.0, rise(row, "naive")[0])
 
 
-def render(rows: Iterable[dict[str, Any]], statistics: Iterable[dict[str, Any]]) -> str:
+def render(
+    rows: Iterable[dict[str, Any]],
+    rates: Iterable[dict[str, Any]],
+    statistics: Iterable[dict[str, Any]],
+) -> str:
     """Return the table with what it says.
 
     Args:
         rows: the cells.
+        rates: the runs at other learning rates.
         statistics: the runs with and without held running statistics.
     """
     found = {Cell(row["network"], row["scenario"], row["optimizer"]): row for row in rows}
@@ -132,6 +145,8 @@ def render(rows: Iterable[dict[str, Any]], statistics: Iterable[dict[str, Any]])
         learned=LEARNED,
         fewer=FEWER,
         growing=_table(found, product(NETWORKS, ["growing head"]), _among),
+        adam=Training().adam_lr,
+        by_rate=matrix_rates.table(list(rates)),
         share=LDCOptions().hold_statistics,
         seeds=matrix_statistics.SEEDS,
         statistics=matrix_statistics.table(list(statistics)),

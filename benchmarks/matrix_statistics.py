@@ -8,12 +8,10 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from benchmarks.kept import entries
+from benchmarks.kept import completed
 from benchmarks.matrix_cells import INPUTS, TRAININGS, Cell, train
 from flatcl.core.options import LDCOptions
-from flatcl.io import write_json
 from flatcl.tables import markdown_table
-from flatcl.versions import versions
 
 RESULTS = Path(__file__).parent / "results" / "matrix_statistics.json"
 SEEDS = 3
@@ -29,9 +27,10 @@ _CELLS = [
 ]
 
 
-def _measure(cell: Cell, inputs: str, seed: int) -> dict[str, float]:
+def _measure(key: dict[str, Any]) -> dict[str, float]:
     """Return the mean accuracy of both tasks after the second, percent, by method."""
-    training = replace(TRAININGS[cell.network], inputs=inputs, seed=seed)
+    cell = Cell(key["network"], key["scenario"], key["optimizer"])
+    training = replace(TRAININGS[cell.network], inputs=key["inputs"], seed=key["seed"])
     runs = {name: train(cell, training, options) for name, options in METHODS.items()}
     return {name: fmean(run.test(t)["accuracy"] for t in (0, 1)) for name, run in runs.items()}
 
@@ -39,14 +38,12 @@ def _measure(cell: Cell, inputs: str, seed: int) -> dict[str, float]:
 def fill() -> None:
     """Make and write the runs that are missing."""
     setup = {cell.network: asdict(TRAININGS[cell.network]) for cell in _CELLS}
-    rows = entries(RESULTS, setup, "runs")
-    for cell, inputs, seed in product(_CELLS, INPUTS, range(SEEDS)):
-        key = {**asdict(cell), "inputs": inputs, "seed": seed}
-        if any(key.items() <= row.items() for row in rows):
-            continue
-        rows.append(key | _measure(cell, inputs, seed) | {"versions": dict(versions())})
-        write_json(RESULTS, {"setup": setup, "runs": rows})
-        print(f"{cell}, {inputs}, seed {seed}", flush=True)
+    keys = [
+        {**asdict(cell), "inputs": inputs, "seed": seed}
+        for cell, inputs, seed in product(_CELLS, INPUTS, range(SEEDS))
+    ]
+    for row in completed(RESULTS, setup, "runs", keys, _measure):
+        print("{network}, {scenario}, {inputs}, seed {seed}".format(**row), flush=True)
 
 
 def table(rows: list[dict[str, Any]]) -> str:

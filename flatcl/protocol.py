@@ -80,7 +80,7 @@ class CompareOptions(Options):
     pseudo_inputs: int | None = option(
         None, "LDC: draws from Gaussians of earlier inputs to rehearse at; 0 for none", int
     )
-    interval: int | None = option(None, "LDC: steps from one pull to the next", int)
+    interval: int | None = option(None, "LDC: steps from one pull to the next, at most", int)
     source: str | None = option(None, "LDC: where stiffness is measured", choices=SOURCES)
     damping: float | None = option(None, "LDC: share of mean stiffness added", float)
     width: float | None = option(None, "LDC: size of the probe's perturbation", float)
