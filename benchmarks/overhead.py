@@ -295,7 +295,8 @@ def in_words(raw: dict[str, Any]) -> str:
 
     def between(values: Iterable[float], digits: int = 2) -> str:
         found = sorted(values)
-        return f"{found[0]:.{digits}f}–{found[-1]:.{digits}f}"
+        ends = dict.fromkeys(f"{end:.{digits}f}" for end in (found[0], found[-1]))
+        return "–".join(ends)
 
     settings = list(raw.values())
     figures = {
