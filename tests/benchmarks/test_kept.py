@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from benchmarks.kept import Runs, fill
+from benchmarks.kept import Runs, completed, entries, fill
 from flatcl.protocol import CompareOptions
 from flatcl.records import Cell
 
@@ -42,3 +42,24 @@ def test_runs_by_other_code_count_where_they_are_said_to(folder):
     before = sorted((folder / "runs").iterdir())
     fill(folder, OPTIONS, Cell("naive", None, 0, "test"), any_code=True)
     assert sorted((folder / "runs").iterdir()) == before
+
+
+def test_missing_entries_are_made_once_each_written_before_the_next(tmp_path):
+    path, keys = tmp_path / "file.json", [{"seed": seed} for seed in range(3)]
+
+    def measure(key, last):
+        if key["seed"] > last:
+            raise KeyboardInterrupt
+        return {"square": key["seed"] ** 2}
+
+    def made(last, setup=1):
+        found = completed(path, setup, "runs", keys, lambda key: measure(key, last))
+        return [row["seed"] for row in found]
+
+    with pytest.raises(KeyboardInterrupt):
+        made(1)
+    assert [row["square"] for row in entries(path, 1, "runs")] == [0, 1]
+    assert made(2) == [2]
+    assert made(-1) == []
+    with pytest.raises(SystemExit, match="another set-up, 1"):
+        made(2, setup=2)
