@@ -7,8 +7,7 @@ without that, and with a pull at every step.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from itertools import product
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import Any
 from unittest.mock import patch
 
 from benchmarks.kept import completed
-from benchmarks.matrix_cells import TRAININGS, Cell, Run, train
+from benchmarks.matrix_cells import TRAININGS, Cell, train
 from flatcl.core.options import LDCOptions
 from flatcl.errors import FlatclError
 from flatcl.tables import markdown_table
@@ -32,28 +31,21 @@ METHODS = ("naive", "fixed", "ldc", "every step")
 def _measure(key: dict[str, Any]) -> dict[str, Any]:
     """Return the accuracy on both tasks after the second, percent, by method; None: not finite."""
     cell = Cell(key["network"], key["scenario"], key["optimizer"])
-    training = replace(TRAININGS[cell.network], seed=key["seed"])
     rate = {"lr" if cell.optimizer == "SGD" else "adam_lr": key["rate"]}
-    training = replace(training, **rate)
+    training = replace(TRAININGS[cell.network], seed=key["seed"], **rate)
 
     def tested(options: LDCOptions | None) -> list[float] | None:
         try:
-            run: Run = train(cell, training, options)
+            run = train(cell, training, options)
         except FlatclError:
             return None
         return [run.test(task)["accuracy"] for task in (0, 1)]
 
     found = {"naive": tested(None), "ldc": tested(LDCOptions())}
     found["every step"] = tested(LDCOptions(interval=1))
-    with _fixed_interval():
+    with patch("flatcl.core.schedule._SHARE", math.inf):
         found["fixed"] = tested(LDCOptions())
     return found
-
-
-@contextmanager
-def _fixed_interval() -> Iterator[None]:
-    with patch("flatcl.core.schedule._SHARE", math.inf):
-        yield
 
 
 def fill() -> None:
