@@ -9,14 +9,21 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from flatcl.cells import run_cell
+from flatcl.cells import Own, run_cell
 from flatcl.io import write_json
 from flatcl.protocol import CompareOptions
 from flatcl.records import Cell, identity, load, save
 from flatcl.versions import versions
 
 
-def fill(folder: Path, options: CompareOptions, cell: Cell, *, any_code: bool = False) -> None:
+def fill(
+    folder: Path,
+    options: CompareOptions,
+    cell: Cell,
+    *,
+    any_code: bool = False,
+    own: Own | None = None,
+) -> None:
     """Make and keep one run, if it is missing; it takes the place of runs of it by other code.
 
     Args:
@@ -24,10 +31,11 @@ def fill(folder: Path, options: CompareOptions, cell: Cell, *, any_code: bool = 
         options: of the comparison.
         cell: the run.
         any_code: count a run that other code of flatcl made too.
+        own: what takes the place of the options' network, one for all runs of the folder.
     """
     if load(folder, options, cell, any_code=any_code) is not None:
         return
-    record = run_cell(options, cell)
+    record = run_cell(options, cell, own)
     path = save(folder, options, record)
     if record.status == "done":
         _supersede(path)

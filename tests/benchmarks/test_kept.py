@@ -4,8 +4,10 @@ import json
 from dataclasses import replace
 
 import pytest
+from torch import nn
 
 from benchmarks.kept import Runs, completed, entries, fill
+from flatcl.cells import Own
 from flatcl.protocol import CompareOptions
 from flatcl.records import Cell
 
@@ -42,6 +44,19 @@ def test_runs_by_other_code_count_where_they_are_said_to(folder):
     before = sorted((folder / "runs").iterdir())
     fill(folder, OPTIONS, Cell("naive", None, 0, "test"), any_code=True)
     assert sorted((folder / "runs").iterdir()) == before
+
+
+def test_a_network_of_the_callers_is_made_for_each_missing_run(tmp_path):
+    asked = []
+
+    def network(seed):
+        asked.append(seed)
+        return nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+
+    for seed in (3, 4, 3):
+        fill(tmp_path, OPTIONS, Cell("naive", None, seed, "test"), own=Own(model=network))
+    assert asked == [3, 4]
+    assert code_of(tmp_path, 3) is not None
 
 
 def test_missing_entries_are_made_once_each_written_before_the_next(tmp_path):

@@ -21,6 +21,7 @@ PAGES = {
     "front": "FRONT.md",
     "matrix": "MATRIX.md",
     "overhead": "OVERHEAD.md",
+    "resnet": "RESNET.md",
     "rotation": "ROTATION.md",
     "scale": "SCALE.md",
     "strengths": "STRENGTHS.md",
