@@ -23,6 +23,7 @@ from torch import nn
 from benchmarks.kept import Runs, fill
 from benchmarks.lab_methods import lab_methods
 from benchmarks.statistics import estimate
+from benchmarks.views import estimate_cell
 from flatcl.cells import Own
 from flatcl.host import ensure_avalanche
 from flatcl.io import write_bytes
@@ -134,11 +135,12 @@ def run(jobs: int) -> None:
     """
     while True:
         made = Runs(RESULTS)
-        missing = [(name, value) for name in METHODS for value in chosen(name, made)[1]]
+        choices = {name: chosen(name, made) for name in METHODS}
+        missing = [(name, value) for name, (_, values) in choices.items() for value in values]
         if not missing:
             break
         _make((one for m in missing for one in runs_of(*m, tuning=True)), jobs)
-    of_all = [runs_of(name, chosen(name, made)[0], tuning=False) for name in METHODS]
+    of_all = [runs_of(name, value, tuning=False) for name, (value, _) in choices.items()]
     _make((runs[seed] for seed in range(SEEDS) for runs in of_all), jobs)
 
 
@@ -150,11 +152,16 @@ def reported(made: Runs) -> dict[str, tuple[float | None, list[dict[str, Any] | 
 
     Returns:
         By method, without those whose value is still to be chosen: the value, and the content of
-        each repeat's record, None where it is missing.
+        each repeat's record, None where it is missing or did not end well.
     """
+
+    def done(options: CompareOptions, cell: Cell) -> dict[str, Any] | None:
+        record = made.get(options, cell)
+        return record if record is not None and record["status"] == "done" else None
+
     choices = {name: chosen(name, made) for name in METHODS}
     return {
-        name: (value, [made.get(*one) for one in runs_of(name, value, tuning=False)])
+        name: (value, [done(*one) for one in runs_of(name, value, tuning=False)])
         for name, (value, missing) in choices.items()
         if not missing
     }
@@ -176,7 +183,7 @@ def render() -> str:
 def _row(
     name: str, value: float | None, runs: Sequence[dict[str, Any] | None], ours: list[float | None]
 ) -> list[str]:
-    done = [run for run in runs if run is not None and run["status"] == "done"]
+    done = [run for run in runs if run is not None]
     acc, learning, bwt = (_percent(runs, key) for key in ("acc", "learning", "bwt"))
     pairs = zip(ours, acc, strict=True) if name != "ldc" else ()
     ahead = [None if a is None or b is None else a - b for a, b in pairs]
@@ -184,27 +191,16 @@ def _row(
     return [
         name,
         "–" if value is None else f"{value:g}",
-        _shown(acc) + finished,
-        *(_shown(column) for column in (ahead, learning, bwt)),
+        estimate_cell(estimate(acc)).text + finished,
+        *(estimate_cell(estimate(column)).text for column in (ahead, learning, bwt)),
         f"{max(run['bytes_held'] for run in done) / 1e6:.1f}" if done else "–",
         f"{fmean(sum(run['seconds']) for run in done):.0f}" if done else "–",
     ]
 
 
 def _percent(runs: Sequence[dict[str, Any] | None], score: str) -> list[float | None]:
-    found: list[float | None] = []
-    for run in runs:
-        done = run is not None and run["status"] == "done"
-        share = getattr(scores(run["accuracy"]), score) if run and done else None
-        found.append(None if share is None else 100 * share)
-    return found
-
-
-def _shown(column: Sequence[float | None]) -> str:
-    found = estimate(column)
-    if found is None:
-        return "–"
-    return f"{found.mean:.1f}" + ("" if found.half is None else f" ± {found.half:.1f}")
+    found = [None if run is None else getattr(scores(run["accuracy"]), score) for run in runs]
+    return [None if share is None else 100 * share for share in found]
 
 
 def main() -> None:
