@@ -20,11 +20,19 @@ from benchmarks.lab_methods import (
 )
 from benchmarks.outcomes import REGIMES, Outcome, Regime, Search, Tried
 from benchmarks.protocol_files import Protocol, protocols
-from benchmarks.tune import Found, Reached, Setting, Trial, lasting, mean_acc, search
+from benchmarks.tune import (
+    Found,
+    Reached,
+    Setting,
+    Trial,
+    lasting,
+    mean_acc,
+    search,
+    seed_of,
+)
 from flatcl.protocol import CompareOptions
-from flatcl.records import TUNING_SEED, Cell, Record, identity, load
+from flatcl.records import Cell, Record, identity, load
 from flatcl.scores import scores
-from flatcl.seeds import derive_seed
 
 RESULTS = Path(__file__).parent / "results" / "lab"
 
@@ -296,10 +304,8 @@ def tuning_job(protocol: Protocol, method: Method, trial: Trial) -> Job:
     Returns:
         The run.
     """
-    # The grid's repeat is the one that `flatcl compare` tunes on; the others are the lab's alone.
-    seed = derive_seed("tuning", trial.repeat) if trial.repeat else TUNING_SEED
     options = protocol.tuning_options(whole=trial.whole)
-    return _job(protocol, method, options, trial.setting, seed, "val")
+    return _job(protocol, method, options, trial.setting, seed_of(trial), "val")
 
 
 def report_jobs(protocol: Protocol, method: Method, setting: Setting, seeds: int) -> list[Job]:

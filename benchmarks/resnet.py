@@ -9,8 +9,7 @@ first those on which every rival's number is chosen, and renders ``benchmarks/RE
 from __future__ import annotations
 
 import argparse
-import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
@@ -23,13 +22,14 @@ from torch import nn
 from benchmarks.kept import Runs, fill
 from benchmarks.lab_methods import lab_methods
 from benchmarks.statistics import estimate
+from benchmarks.tune import Found, Reached, Setting, Trial, search, seed_of
 from benchmarks.views import estimate_cell
 from flatcl.cells import Own
 from flatcl.host import ensure_avalanche
 from flatcl.io import write_bytes
 from flatcl.models import TaskSlice
 from flatcl.protocol import CompareOptions
-from flatcl.records import TUNING_SEED, Cell
+from flatcl.records import Cell
 from flatcl.scores import scores
 from flatcl.seeds import derive_seed
 from flatcl.tables import markdown_table
@@ -52,7 +52,6 @@ OPTIONS = CompareOptions(
     methods=METHODS,
     seeds=SEEDS,
 )
-_MORE = 3  # times that a grid may grow
 
 
 def network(seed: int) -> nn.Module:
@@ -69,56 +68,53 @@ def network(seed: int) -> nn.Module:
         return TaskSlice(SlimResNet18(100, nf=12), 10)
 
 
-def runs_of(name: str, value: float | None, *, tuning: bool) -> list[tuple[CompareOptions, Cell]]:
-    """Return the runs of a method with a value of its number.
+def tuning_run(name: str, trial: Trial) -> tuple[CompareOptions, Cell]:
+    """Return a run that a rival's number is chosen on: of other classes, on validation images.
+
+    Args:
+        name: of the method.
+        trial: the number's value and which repeat.
+    """
+    method = lab_methods()[name]
+    options, value = method.run(OPTIONS, trial.setting.value)
+    options = replace(options, class_order="drawn", first_tasks=TUNED_TASKS)
+    return options, method.cell(value, seed_of(trial), "val")
+
+
+def reported_runs(name: str, value: float | None) -> list[tuple[CompareOptions, Cell]]:
+    """Return the reported runs of a method, one a repeat.
 
     Args:
         name: of the method.
         value: of its number, None for none or its default.
-        tuning: those that the value is chosen on, of other classes and on validation images.
     """
     method = lab_methods()[name]
     options, value = method.run(OPTIONS, value)
-    if tuning:
-        options = replace(options, class_order="drawn", first_tasks=TUNED_TASKS)
-        return [(options, method.cell(value, TUNING_SEED, "val"))]
     return [(options, method.cell(value, seed, "test")) for seed in range(SEEDS)]
 
 
-def chosen(name: str, made: Runs) -> tuple[float | None, list[float]]:
-    """Return a rival's best value of its number, and values still to be tried for it.
-
-    While the best is the grid's first or last, the grid grows by its ratio.
+def searched(name: str, made: Runs) -> Found:
+    """Return how far the choice of a method's number is.
 
     Args:
         name: of the method.
         made: the finished runs.
 
     Returns:
-        The value, None where there is none to choose; and those that are missing.
+        The search; one that is over where there is nothing to choose.
     """
     method = lab_methods()[name]
     if name == "ldc" or not method.grid:
-        return None, []
-    values, ratio = list(method.grid), method.grid[1] / method.grid[0]
-    for _ in range(_MORE + 1):
-        reached = {}
-        for value in values:
-            ((options, cell),) = runs_of(name, value, tuning=True)
-            record = made.get(options, cell)
-            if record is not None:
-                done = record["status"] == "done"
-                reached[value] = scores(record["accuracy"]).acc if done else -math.inf
-        if missing := [value for value in values if value not in reached]:
-            return None, missing
-        best = max(reached, key=lambda value: reached[value])
-        if best == values[0]:
-            values.insert(0, best / ratio)
-        elif best == values[-1]:
-            values.append(best * ratio)
-        else:
-            break
-    return best, []
+        return Found([], Setting(OPTIONS.lr, None), {})
+
+    def known(trial: Trial) -> Reached | None:
+        record = made.get(*tuning_run(name, trial))
+        if record is None:
+            return None
+        acc = scores(record["accuracy"]).acc if record["status"] == "done" else 0.0
+        return Reached(acc, sum(record["seconds"]))
+
+    return search(OPTIONS.lr, method.grid, known, most=method.most, fixed_rate=True)
 
 
 def _make(runs: Iterable[tuple[CompareOptions, Cell]], jobs: int) -> None:
@@ -135,35 +131,39 @@ def run(jobs: int) -> None:
     """
     while True:
         made = Runs(RESULTS)
-        choices = {name: chosen(name, made) for name in METHODS}
-        missing = [(name, value) for name, (_, values) in choices.items() for value in values]
+        searches = {name: searched(name, made) for name in METHODS}
+        missing = [(name, trial) for name, found in searches.items() for trial in found.missing]
         if not missing:
             break
-        _make((one for m in missing for one in runs_of(*m, tuning=True)), jobs)
-    of_all = [runs_of(name, value, tuning=False) for name, (value, _) in choices.items()]
-    _make((runs[seed] for seed in range(SEEDS) for runs in of_all), jobs)
+        _make((tuning_run(*one) for one in missing), jobs)
+    runs = [reported_runs(name, value) for name, value in _values(searches).items()]
+    _make((of_method[seed] for seed in range(SEEDS) for of_method in runs), jobs)
 
 
-def reported(made: Runs) -> dict[str, tuple[float | None, list[dict[str, Any] | None]]]:
-    """Return each method's value of its number, and its runs with it.
+def _values(searches: Mapping[str, Found]) -> dict[str, float | None]:
+    """Return the values that the searches which are over have chosen."""
+    chosen = {name: found.chosen for name, found in searches.items()}
+    return {name: setting.value for name, setting in chosen.items() if setting is not None}
+
+
+def reported(made: Runs) -> dict[str, list[dict[str, Any] | None]]:
+    """Return each method's runs with its number.
 
     Args:
         made: the finished runs.
 
     Returns:
-        By method, without those whose value is still to be chosen: the value, and the content of
-        each repeat's record, None where it is missing or did not end well.
+        By method, without those whose number is still to be chosen: the content of each repeat's
+        record, None where it is missing or did not end well.
     """
 
     def done(options: CompareOptions, cell: Cell) -> dict[str, Any] | None:
         record = made.get(options, cell)
         return record if record is not None and record["status"] == "done" else None
 
-    choices = {name: chosen(name, made) for name in METHODS}
+    values = _values({name: searched(name, made) for name in METHODS})
     return {
-        name: (value, [done(*one) for one in runs_of(name, value, tuning=False)])
-        for name, (value, missing) in choices.items()
-        if not missing
+        name: [done(*one) for one in reported_runs(name, value)] for name, value in values.items()
     }
 
 
@@ -173,24 +173,28 @@ def render() -> str:
     Returns:
         Markdown; percent, means over the repeats with 95 % t-intervals.
     """
-    of_all = reported(Runs(RESULTS))
-    ours = _percent(of_all["ldc"][1], "acc")
-    rows = [_row(name, *of_all[name], ours) for name in METHODS if name in of_all]
+    made = Runs(RESULTS)
+    of_all = reported(made)
+    ours = _percent(of_all["ldc"], "acc")
+    rows = [
+        _row(name, searched(name, made), of_all[name], ours) for name in METHODS if name in of_all
+    ]
     heads = ["method", "its number", "ACC", "LDC − it", "learning", "BWT", "MB held", "s"]
     return markdown_table(heads, rows)
 
 
 def _row(
-    name: str, value: float | None, runs: Sequence[dict[str, Any] | None], ours: list[float | None]
+    name: str, found: Found, runs: Sequence[dict[str, Any] | None], ours: list[float | None]
 ) -> list[str]:
     done = [run for run in runs if run is not None]
     acc, learning, bwt = (_percent(runs, key) for key in ("acc", "learning", "bwt"))
     pairs = zip(ours, acc, strict=True) if name != "ldc" else ()
     ahead = [None if a is None or b is None else a - b for a, b in pairs]
     finished = "" if len(done) == SEEDS else f", {len(done)} of {SEEDS} finished"
+    value = None if found.chosen is None else found.chosen.value
     return [
         name,
-        "–" if value is None else f"{value:g}",
+        "–" if value is None else f"{value:g}{'*' if found.on_edge else ''}",
         estimate_cell(estimate(acc)).text + finished,
         *(estimate_cell(estimate(column)).text for column in (ahead, learning, bwt)),
         f"{max(run['bytes_held'] for run in done) / 1e6:.1f}" if done else "–",

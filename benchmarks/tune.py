@@ -16,6 +16,8 @@ hill: on a stream where rates at which the network hardly moves lose the least, 
 stopped elsewhere would be shown below Naive. So Naive's best rate is tried with every value of the
 method's number too, ``beside``.
 
+Where every method trains at one given rate, the values of the number are all that is searched.
+
 Settings that are chosen on the first tasks of a long stream, or on another one, may diverge later:
 ``lasting`` passes those over.
 """
@@ -26,6 +28,9 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
+
+from flatcl.records import TUNING_SEED
+from flatcl.seeds import derive_seed
 
 MAX_EXTENSIONS = 3
 FINALISTS = 3
@@ -91,6 +96,20 @@ class Found:
     on_edge: tuple[str, ...] = ()
 
 
+def seed_of(trial: Trial) -> int:
+    """Return the seed of a search's run, which is none that is reported.
+
+    The grid's repeat is the one that ``flatcl compare`` tunes on; the others are the finalists'.
+
+    Args:
+        trial: the run.
+
+    Returns:
+        The seed.
+    """
+    return derive_seed("tuning", trial.repeat) if trial.repeat else TUNING_SEED
+
+
 def search(
     lr: float,
     grid: Sequence[float],
@@ -98,6 +117,7 @@ def search(
     *,
     most: float = math.inf,
     beside: float | None = None,
+    fixed_rate: bool = False,
 ) -> Found:
     """Return the best setting, or the runs that are needed to find it.
 
@@ -107,12 +127,13 @@ def search(
         known: gives what a run reached, None if it has still to be made.
         most: the largest value that the method's number can have; the grid ends there.
         beside: a learning rate to try beside the grid; nothing grows around it but the values.
+        fixed_rate: ``lr`` is the only rate.
 
     Returns:
         The best mean among the finalists; of equals the cell that is nearest to the middle of the
         grid.
     """
-    wide = 2 if not grid else 1
+    wide = 0 if fixed_rate else 1 if grid else 2
     rates = [_round(lr * _RATE_RATIO**power) for power in range(-wide, wide + 1)]
     values: list[float | None] = list(grid) or [None]
     ratio = grid[1] / grid[0] if grid else 1.0

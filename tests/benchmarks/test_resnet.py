@@ -5,22 +5,31 @@ import math
 import pytest
 import torch
 
-from benchmarks.resnet import METHODS, TUNING_SEED, chosen, network, runs_of
+from benchmarks.resnet import METHODS, OPTIONS, network, reported_runs, searched, tuning_run
+from benchmarks.tune import REPEATS, Setting, Trial
 from flatcl.models import TaskSlice
 
 pytestmark = pytest.mark.usefixtures("lab_methods_apart")
 GRID = (3.0, 10.0, 30.0, 100.0, 300.0)  # of EWC
 
 
+def trials(values):
+    settings = [Setting(OPTIONS.lr, value) for value in values]
+    return [Trial(setting, repeat) for setting in settings for repeat in range(REPEATS)]
+
+
 class Made:
-    """Runs of which each value's accuracy is known."""
+    """Runs of which each value's accuracy is known, by repeat or of all alike."""
 
     def __init__(self, acc):
         self.runs = []
-        for value, reached in acc.items():
-            ((options, cell),) = runs_of("ewc", value, tuning=True)
+        for trial in trials(acc):
+            reached = acc[trial.setting.value]
+            if isinstance(reached, list):
+                reached = reached[trial.repeat]
             status = "diverged" if reached is None else "done"
-            self.runs.append((options, cell, {"status": status, "accuracy": [[reached]]}))
+            record = {"status": status, "accuracy": [[reached]], "seconds": [1.0]}
+            self.runs.append((*tuning_run("ewc", trial), record))
 
     def get(self, options, cell):
         return next((r for o, c, r in self.runs if (o, c) == (options, cell)), None)
@@ -32,36 +41,40 @@ def peaked_at(best, values):
 
 @pytest.mark.parametrize("best", GRID[1:-1])
 def test_the_best_value_within_the_grid_is_chosen(best):
-    assert chosen("ewc", Made(peaked_at(best, GRID))) == (best, [])
+    found = searched("ewc", Made(peaked_at(best, GRID)))
+    assert (found.chosen, found.missing) == (Setting(OPTIONS.lr, best), [])
 
 
 def test_a_diverged_run_is_never_the_best():
-    made = Made({**peaked_at(30, GRID), 30.0: None})
-    assert chosen("ewc", made)[0] in {10.0, 100.0}
+    found = searched("ewc", Made({**peaked_at(30, GRID), 30.0: None}))
+    assert found.chosen.value in {10.0, 100.0}
 
 
-def test_all_values_of_the_grid_come_first():
-    assert chosen("ewc", Made({3.0: 0.5})) == (None, list(GRID[1:]))
+def test_one_lucky_repeat_chooses_nothing():
+    lucky = {10.0: [1.0, 0.1, 0.1], 30.0: [0.9, 0.9, 0.9]}
+    assert searched("ewc", Made({**dict.fromkeys(GRID, 0.5), **lucky})).chosen.value == 30.0
 
 
-def test_a_grid_whose_end_is_best_grows_three_times_at_most():
-    made = {value: value for value in GRID}
-    for _ in range(3):
-        value, missing = chosen("ewc", Made(made))
-        assert value is None
-        assert missing == [pytest.approx(max(made) * 10 / 3)]
-        made[missing[0]] = missing[0]
-    assert chosen("ewc", Made(made)) == (max(made), [])
+def test_all_values_of_the_grid_come_first_at_the_one_rate():
+    found = searched("ewc", Made({3.0: 0.5}))
+    assert found.chosen is None
+    assert found.missing == [Trial(Setting(OPTIONS.lr, value), 0) for value in GRID[1:]]
+
+
+@pytest.mark.parametrize("name", ["naive", "ldc", "joint"])
+def test_what_has_no_number_or_a_default_is_not_searched(name):
+    found = searched(name, Made({}))
+    assert (found.chosen, found.missing) == (Setting(OPTIONS.lr, None), [])
 
 
 def test_what_is_chosen_on_is_not_what_is_reported():
     for name in METHODS:
-        reported = runs_of(name, 1.0, tuning=False)
-        ((options, cell),) = runs_of(name, 1.0, tuning=True)
-        assert cell.seed == TUNING_SEED
-        assert cell.seed not in {c.seed for _, c in reported}
-        assert {c.split for _, c in reported} == {"test"}
-        assert (cell.split, options.class_order) == ("val", "drawn")
+        reported = reported_runs(name, 1.0)
+        assert {cell.split for _, cell in reported} == {"test"}
+        for trial in trials([1.0]):
+            options, cell = tuning_run(name, trial)
+            assert cell.seed not in {c.seed for _, c in reported}
+            assert (cell.split, options.class_order) == ("val", "drawn")
 
 
 def test_weights_depend_on_the_seed_alone():

@@ -25,12 +25,12 @@ GRID = (1.0, 10.0, 100.0, 1000.0, 10000.0)
 FURTHER = FINALISTS * (REPEATS - 1)
 
 
-def run(curve, lr=0.1, grid=GRID, luck=lambda setting, repeat: 0.0, most=math.inf, beside=None):
+def run(curve, lr=0.1, grid=GRID, luck=lambda setting, repeat: 0.0, **given):
     """Search to the end; return what was found and the runs in the order they were asked."""
     known = {}
     asked = []
     while True:
-        found: Found = search(lr, grid, known.get, most=most, beside=beside)
+        found: Found = search(lr, grid, known.get, **given)
         if found.chosen is not None:
             return found, asked
         assert found.missing
@@ -84,6 +84,14 @@ def test_a_plateau_is_no_reason_to_grow_and_its_middle_is_taken():
     found, _ = run(lambda _: 0.5)
     assert found.chosen == Setting(0.1, 100.0)
     assert len(found.tried) == 15
+
+
+def test_at_a_fixed_rate_only_the_values_grow():
+    found, asked = run(peak(0.9, 1e6), fixed_rate=True)
+    assert found.chosen == Setting(0.1, 1e6)
+    assert {trial.setting.lr for trial in asked} == {0.1}
+    assert len(found.tried) == len(GRID) + 3
+    assert found.on_edge == ()
 
 
 def test_a_method_without_a_number_has_five_rates():

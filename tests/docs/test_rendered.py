@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
+pytestmark = pytest.mark.usefixtures("lab_methods_apart")
+
 PAGES = {
     "ablation": "ABLATION.md",
     "bridge": "BRIDGE.md",
