@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 
 import torch
@@ -119,21 +119,18 @@ class Landscape(Holdings):
                 self.abandon_task()
                 raise
 
-    @contextmanager
-    def joining(self) -> Iterator[None]:
+    def joining(self) -> AbstractContextManager[object]:
         """Let the network's next training pass serve ``rehearsal`` too, where it can.
 
         It saves time and changes no result: where the network mixes the inputs of a batch or has
         dropout, and without this, ``rehearsal`` makes a pass of its own.
 
-        Yields:
-            Nothing. Outside a task nothing is done.
+        Returns:
+            A context, for the pass. Outside a task nothing is done.
         """
         if self.task is None or self.task.rehearsal is None:
-            yield
-            return
-        with self.task.rehearsal.joined(self.model, self.task.steps_made):
-            yield
+            return nullcontext()
+        return self.task.rehearsal.joined(self.model, self.task.steps_made)
 
     def rehearsal(self) -> Tensor:
         """Return what to add to the loss of a step, so that the earlier tasks are rehearsed too.
@@ -157,7 +154,7 @@ class Landscape(Holdings):
             return self.task.rehearsal.loss(self.model, self.forward, self.task.steps_made)
 
     def step(self, batch_size: int | None = None) -> None:
-        """Count one optimiser step, just made; every ``interval`` steps, pull.
+        """Count one optimiser step, just made, and pull where a pull is due.
 
         Args:
             batch_size: of the step's gradient, the number of terms in the loss's mean (tokens

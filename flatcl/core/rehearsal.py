@@ -26,8 +26,8 @@ arXiv 1503.02531 (2015).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -36,7 +36,7 @@ from torch import Tensor, nn
 from flatcl.core.gaussians import InputGaussians
 from flatcl.core.gradients import Forward, evaluation_mode, outputs_of
 from flatcl.core.predictions import log_predictions, predictions_at
-from flatcl.core.riders import rides_free, riding
+from flatcl.core.riders import Ride, rides_free
 from flatcl.core.saved import State, entry
 
 LIMIT = 0.5  # nats
@@ -64,7 +64,8 @@ class Rehearsal:
         p = expected.exp().reshape(visits, -1)
         self._p = p / (p.shape[1] // expected.shape[-1])
         self._constants = (self._p * expected.reshape(visits, -1)).sum(1).tolist()
-        self._outputs: Tensor | None = None
+        self._limit = torch.tensor(LIMIT, dtype=expected.dtype, device=expected.device)
+        self._ride: Ride | None = None
 
     @classmethod
     def begun(
@@ -94,23 +95,18 @@ class Rehearsal:
         some = [part[:number] for part in parts]
         return cls(parts, expected, number, free=rides_free(model, forward, some))
 
-    @contextmanager
-    def joined(self, model: nn.Module, step: int) -> Iterator[None]:
+    def joined(self, model: nn.Module, step: int) -> AbstractContextManager[object]:
         """Let the next pass of the network carry the step's pseudo-inputs along, if it can.
 
         Args:
             model: the network.
             step: steps made in the task.
 
-        Yields:
-            Nothing.
+        Returns:
+            A context, for the pass.
         """
-        if not self.free:
-            yield
-            return
-        with riding(model, self._at(step)) as ride:
-            yield
-        self._outputs = ride.outputs
+        self._ride = Ride(model, self._at(step)) if self.free else None
+        return nullcontext() if self._ride is None else self._ride
 
     def loss(self, model: nn.Module, forward: Forward, step: int) -> Tensor:
         """Return the limited R at a step, to be differentiated.
@@ -123,7 +119,8 @@ class Rehearsal:
         Returns:
             A scalar, nats, ``LIMIT`` at most: R at the step's pseudo-inputs.
         """
-        outputs, self._outputs = self._outputs, None
+        ride, self._ride = self._ride, None
+        outputs = None if ride is None else ride.outputs
         if outputs is None:
             with evaluation_mode(model):
                 outputs = outputs_of(forward, self._at(step))
@@ -131,7 +128,7 @@ class Rehearsal:
         found: Tensor = self._constants[visit] - torch.dot(
             log_predictions(outputs).flatten(), self._p[visit]
         )
-        return found * (LIMIT / found.detach().clamp(min=LIMIT))
+        return found * (self._limit / found.detach().clamp_min(LIMIT))
 
     def _at(self, step: int) -> list[Tensor]:
         """Return the pseudo-inputs of a step."""

@@ -9,8 +9,7 @@ outputs off again, so that neither the training loop nor anything in it sees the
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -21,18 +20,7 @@ _CLOSE = 1e-3  # of a row's outputs in another batch, relative to the largest: k
 
 
 class Ride:
-    """What a ride brought home.
-
-    Attributes:
-        outputs: of the riders, [n, …]; None if they could not ride.
-    """
-
-    outputs: Tensor | None = None
-
-
-@contextmanager
-def riding(model: nn.Module, riders: Sequence[Tensor]) -> Iterator[Ride]:
-    """Append riders to the first training pass of the network while the body runs.
+    """A context in which the first training pass of the network carries riders.
 
     A pass in evaluation mode, without gradients, with arguments by keyword or with such as do not
     fit is left as it is.
@@ -41,18 +29,36 @@ def riding(model: nn.Module, riders: Sequence[Tensor]) -> Iterator[Ride]:
         model: the network, called with inputs [B, …] alone or with task labels after them.
         riders: parts of a batch, inputs first, task labels last.
 
-    Yields:
-        The ride.
+    Attributes:
+        outputs: of the riders, [n, …]; None if they could not ride.
     """
-    ride = Ride()
-    aboard = 0
 
-    def enter(
-        _: nn.Module, args: tuple[object, ...], named: dict[str, object]
+    def __init__(self, model: nn.Module, riders: Sequence[Tensor]) -> None:
+        self.model, self.riders = model, riders
+        self.outputs: Tensor | None = None
+        self._aboard = 0
+
+    def __enter__(self) -> Ride:
+        """Wait for the pass.
+
+        Returns:
+            Itself.
+        """
+        before = self.model.register_forward_pre_hook(self._enter, with_kwargs=True)
+        self._hooks = before, self.model.register_forward_hook(self._leave)
+        return self
+
+    def __exit__(self, *args: object) -> None:
+        """Wait no longer."""
+        for hook in self._hooks:
+            hook.remove()
+
+    def _enter(
+        self, model: nn.Module, args: tuple[object, ...], named: dict[str, object]
     ) -> tuple[tuple[Tensor, ...], dict[str, object]] | None:
-        nonlocal aboard
+        riders = self.riders
         wanted = [riders[0], riders[-1]][: len(args)]
-        if aboard or named or not (model.training and torch.is_grad_enabled()):
+        if self._aboard or named or not (model.training and torch.is_grad_enabled()):
             return None
         if len(args) not in (1, 2):
             return None
@@ -62,24 +68,18 @@ def riding(model: nn.Module, riders: Sequence[Tensor]) -> Iterator[Ride]:
         for own, other in zip(tensors, wanted, strict=True):
             if own.dtype != other.dtype or own.shape[1:] != other.shape[1:]:
                 return None
-        aboard = len(tensors[0])
+        self._aboard = len(tensors[0])
         return tuple(torch.cat(pair) for pair in zip(tensors, wanted, strict=True)), {}
 
-    def leave(_: nn.Module, __: tuple[object, ...], outputs: object) -> Tensor | None:
-        if not aboard or ride.outputs is not None:
+    def _leave(self, _: nn.Module, __: tuple[object, ...], outputs: object) -> Tensor | None:
+        if not self._aboard or self.outputs is not None:
             return None
-        if not isinstance(outputs, Tensor) or len(outputs) != aboard + len(riders[0]):
+        sizes = [self._aboard, len(self.riders[0])]
+        if not isinstance(outputs, Tensor) or len(outputs) != sum(sizes):
             return None
-        ride.outputs = outputs[aboard:]
-        return outputs[:aboard]
-
-    before = model.register_forward_pre_hook(enter, with_kwargs=True)
-    hooks = before, model.register_forward_hook(leave)
-    try:
-        yield ride
-    finally:
-        for hook in hooks:
-            hook.remove()
+        # One node of the graph for two slices, neither of them a view: they may be written to.
+        own, self.outputs = torch.unsafe_split_with_sizes(outputs, sizes)
+        return own
 
 
 def rides_free(model: nn.Module, forward: Forward, riders: Sequence[Tensor]) -> bool:
@@ -101,7 +101,7 @@ def rides_free(model: nn.Module, forward: Forward, riders: Sequence[Tensor]) -> 
             with evaluation_mode(model), torch.no_grad():
                 alone = outputs_of(forward, riders)
             model.train()
-            with riding(model, riders) as ride:
+            with Ride(model, riders) as ride:
                 batch = outputs_of(forward, [torch.flip(part, [0]) for part in riders]).detach()
         except Exception:  # whatever a network raises that cannot be called so: it is left alone
             return False

@@ -121,16 +121,17 @@ class PullSchedule:
         """
         waited = [self.since(tier) for tier in range(tiers)]
         travelled = waited[0] if any(waited[0]) else waited[-1]
-        whole, regular = sum(travelled), self.waiting == self.interval
+        whole = sum(travelled)
+        # A pull out of turn, as at a task's end, comes after other than the interval's steps.
+        in_turn = tiers == TIERS and self.waiting == self.interval
+        taken: list[tuple[Tensor, int]] | None = [] if in_turn else None
         self.waiting = 0
         if whole == 0:
             return True
         self.moved = self._with_gradient() or self.moved
         shares = [sum(steps) / whole for steps in waited]
         shared: dict[str, Way | None] = {}
-        taken: list[tuple[Tensor, int]] = []
-        counted = taken if tiers == TIERS and regular else None
-        pulled = [self._pull_unit_(u, travelled, shares, shared, counted) for u in self.held]
+        pulled = [self._pull_unit_(u, travelled, shares, shared, taken) for u in self.held]
         if self.network is not None and any(waited[0]):
             self._pull_network_(self.network, waited[0])
         self.pulls += 1
@@ -156,7 +157,7 @@ class PullSchedule:
         travelled: list[float],
         shares: list[float],
         shared: dict[str, Way | None],
-        counted: list[tuple[Tensor, int]] | None,
+        taken: list[tuple[Tensor, int]] | None,
     ) -> bool:
         """Pull one unit, in place, and count the directions that a pull takes back, if asked to.
 
@@ -177,9 +178,9 @@ class PullSchedule:
             y = correction(
                 constraint, weight, metric, strength=strength, state=state, shares=shares
             )
-            if counted is not None:
+            if taken is not None:
                 factors = [interval / self.interval for interval in self.intervals]
-                counted.append(taken_back(constraint, metric, strength, state, factors))
+                taken.append(taken_back(constraint, metric, strength, state, factors))
         if narrow:
             state.left = write_rounded_(unit, self.parameters, weight - y)
         else:
@@ -270,6 +271,6 @@ class PullSchedule:
         self.travelled, *self.visited = [[float(t) for t in total] for total in totals]
         saved = int(state.get("interval", self.interval))
         self.interval = max(1, min(saved, self.intervals[0]))
-        self.waiting = int(state.get("waiting", 0))
+        self.waiting = max(0, min(int(state.get("waiting", 0)), self.interval))
         self.pulls = int(entry(state, "pulls", "task"))
         self.strengthened = float(entry(state, "strengthened", "task"))

@@ -82,7 +82,7 @@ class RunningTask:
         )
 
     def step(self, batch_size: int | None) -> None:
-        """Count one optimiser step, just made; every ``interval`` steps at least, pull.
+        """Count one optimiser step, just made, and pull where a pull is due.
 
         Args:
             batch_size: of the step's gradient; needed by ``source="sgd"`` alone.

@@ -14,7 +14,7 @@ from flatcl.core.engine import Landscape
 from flatcl.core.gaussians import RANK, InputGaussians
 from flatcl.core.options import LDCOptions
 from flatcl.core.rehearsal import LIMIT, Rehearsal
-from flatcl.core.riders import rides_free, riding
+from flatcl.core.riders import Ride, rides_free
 from flatcl.core.sample import Sample
 from flatcl.errors import StateError
 
@@ -266,17 +266,27 @@ def test_riders_change_nothing_and_are_let_on_only_where_they_would_not(kind):
     assert all(module.training for module in model.modules())
     if kind != "plain":
         return
-    with riding(model, riders) as ride:
+    with Ride(model, riders) as ride:
         outputs = model(x)
         again = model(x)  # only the first pass has riders
     torch.testing.assert_close(outputs, model(x))
     torch.testing.assert_close(ride.outputs, model(riders[0]))
     assert len(again) == len(outputs) == 6
-    with riding(model.eval(), riders) as ride:
+    with Ride(model, riders) as ride:
+        written = model(x).mul_(2.0)  # as a loss may: no view of what the riders have
+    torch.testing.assert_close(written, 2.0 * outputs)
+    torch.testing.assert_close(ride.outputs, model(riders[0]))
+    (written.sum() + 3.0 * ride.outputs.sum()).backward()
+    found = [p.grad.clone() for p in model.parameters()]
+    model.zero_grad()
+    (2.0 * model(x).sum() + 3.0 * model(riders[0]).sum()).backward()
+    for p, gradient in zip(model.parameters(), found, strict=True):
+        torch.testing.assert_close(gradient, p.grad, rtol=1e-5, atol=1e-5)
+    with Ride(model.eval(), riders) as ride:
         model(x)
     assert ride.outputs is None
     model.train()
-    with riding(model, [riders[0][:, :2]]) as ride:  # another shape
+    with Ride(model, [riders[0][:, :2]]) as ride:  # another shape
         model(x)
     assert ride.outputs is None
     assert not model._forward_hooks
