@@ -32,7 +32,6 @@ from benchmarks.tune import (
 )
 from flatcl.protocol import CompareOptions
 from flatcl.records import Cell, Record, identity, load
-from flatcl.scores import scores
 
 RESULTS = Path(__file__).parent / "results" / "lab"
 
@@ -167,9 +166,7 @@ class Lab:
             record = self.record(tuning_job(protocol, method, trial))
             if record is None:
                 return None
-            done = record.status == "done"
-            acc = scores(record.accuracy).acc if done else 0.0
-            return Reached(acc, sum(record.seconds))
+            return Reached.of(record.status, record.accuracy, record.seconds)
 
         found = search(
             protocol.options.lr,

@@ -111,8 +111,7 @@ def searched(name: str, made: Runs) -> Found:
         record = made.get(*tuning_run(name, trial))
         if record is None:
             return None
-        acc = scores(record["accuracy"]).acc if record["status"] == "done" else 0.0
-        return Reached(acc, sum(record["seconds"]))
+        return Reached.of(record["status"], record["accuracy"], record["seconds"])
 
     return search(OPTIONS.lr, method.grid, known, most=method.most, fixed_rate=True)
 
@@ -146,39 +145,24 @@ def _values(searches: Mapping[str, Found]) -> dict[str, float | None]:
     return {name: setting.value for name, setting in chosen.items() if setting is not None}
 
 
-def reported(made: Runs) -> dict[str, list[dict[str, Any] | None]]:
-    """Return each method's runs with its number.
-
-    Args:
-        made: the finished runs.
-
-    Returns:
-        By method, without those whose number is still to be chosen: the content of each repeat's
-        record, None where it is missing or did not end well.
-    """
-
-    def done(options: CompareOptions, cell: Cell) -> dict[str, Any] | None:
-        record = made.get(options, cell)
-        return record if record is not None and record["status"] == "done" else None
-
-    values = _values({name: searched(name, made) for name in METHODS})
-    return {
-        name: [done(*one) for one in reported_runs(name, value)] for name, value in values.items()
-    }
+def _reported(name: str, value: float | None, made: Runs) -> list[dict[str, Any] | None]:
+    """Return the content of each repeat's record, None where it is missing or did not end well."""
+    found = [made.get(*one) for one in reported_runs(name, value)]
+    return [record if record and record["status"] == "done" else None for record in found]
 
 
 def render() -> str:
     """Return the table of the runs that are there.
 
     Returns:
-        Markdown; percent, means over the repeats with 95 % t-intervals.
+        Markdown; percent, means over the repeats with 95 % t-intervals. Without the methods whose
+        number is still to be chosen.
     """
     made = Runs(RESULTS)
-    of_all = reported(made)
+    searches = {name: searched(name, made) for name in METHODS}
+    of_all = {name: _reported(name, value, made) for name, value in _values(searches).items()}
     ours = _percent(of_all["ldc"], "acc")
-    rows = [
-        _row(name, searched(name, made), of_all[name], ours) for name in METHODS if name in of_all
-    ]
+    rows = [_row(name, searches[name], runs, ours) for name, runs in of_all.items()]
     heads = ["method", "its number", "ACC", "LDC − it", "learning", "BWT", "MB held", "s"]
     return markdown_table(heads, rows)
 

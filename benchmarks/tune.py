@@ -30,6 +30,7 @@ from dataclasses import dataclass, replace
 from statistics import fmean
 
 from flatcl.records import TUNING_SEED
+from flatcl.scores import Matrix, scores
 from flatcl.seeds import derive_seed
 
 MAX_EXTENSIONS = 3
@@ -77,6 +78,20 @@ class Reached:
 
     acc_val: float
     seconds: float
+
+    @classmethod
+    def of(cls, status: str, accuracy: Matrix, seconds: Sequence[float]) -> Reached:
+        """Return what a finished run came to.
+
+        Args:
+            status: of its record.
+            accuracy: of its record.
+            seconds: of its record, task by task.
+
+        Returns:
+            It; with ACC 0 unless the run ended well.
+        """
+        return cls(scores(accuracy).acc if status == "done" else 0.0, sum(seconds))
 
 
 @dataclass(frozen=True)
