@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from benchmarks.protocol_files import Kind
+from benchmarks.protocol_files import Kind, Part
 from benchmarks.targets import Target
 
 
@@ -21,6 +21,7 @@ class ProtocolAbout:
         kind: how its tasks differ.
         targets: published figures, each (method, published, tolerance, source).
         methods: that it compares; a table names those of them that have no run in it.
+        part: of the lab.
     """
 
     title: str
@@ -30,3 +31,4 @@ class ProtocolAbout:
     kind: Kind
     targets: Sequence[Target] = ()
     methods: Sequence[str] = ()
+    part: Part = "short"

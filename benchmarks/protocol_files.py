@@ -19,6 +19,7 @@ else:
 FOLDER = Path(__file__).parent / "protocols"
 Kind = Literal["task", "domain", "class", "permuted", "rotated"]
 MethodSet = Literal["variants", "estimators", "full", "main", "core", "feng-tu"]
+Part = Literal["short", "long"]
 RESTRICTED: dict[str, str] = {"main": "the main methods", "core": "the core methods"}
 SHORT_SEEDS = 10  # of a protocol that is short enough for them
 
@@ -59,6 +60,11 @@ class Protocol:
     def tuned_elsewhere(self) -> bool:
         """Whether settings are chosen on another stream: its first tasks, or a protocol near it."""
         return self.tune_tasks is not None or self.settings_of is not None
+
+    @property
+    def part(self) -> Part:
+        """Of the lab: long protocols compare the core methods alone, on five seeds."""
+        return "long" if self.methods == "core" else "short"
 
     @property
     def departures(self) -> str:

@@ -26,6 +26,7 @@ from benchmarks.figures import (
 )
 from benchmarks.gap import gaps, mean_sentence
 from benchmarks.headline import LEGEND, headline_table, headline_view
+from benchmarks.hours import hours_text
 from benchmarks.markers import insert
 from benchmarks.outcomes import REGIMES, Outcome, Regime, Search
 from benchmarks.report_tables import result_view, target_view, tuning_view
@@ -107,8 +108,8 @@ def write_report(
     headline = headline_table(outcomes, about)
     found = gaps(collected, about)
     context = {
-        "counts": f"{len(outcomes)} runs of {len(methods)} methods on {len(known)} protocols; "
-        f"{_core_hours(outcomes, searches):.1f} hours of one core, searches included.",
+        "counts": f"{len(outcomes)} runs of {len(methods)} methods on {len(known)} protocols. "
+        + hours_text(outcomes, searches, {name: about[name].part for name in known}),
         "reading": READING,
         "meanings": MEANINGS,
         "regimes": REGIMES,
@@ -129,18 +130,6 @@ def write_report(
     write_bytes(folder / "REPORT.html", _page(context).encode())
     write_summary(folder / "summary.json", outcomes, searches)
     insert(folder.parent / "README.md", "lab", headline)
-
-
-def _core_hours(outcomes: Sequence[Outcome], searches: Sequence[Search]) -> float:
-    """Return what all runs took; a run that two regimes share counts once."""
-    once = {
-        (run.protocol, run.method, run.seed, *sorted(run.settings.items())): sum(
-            run.seconds.values()
-        )
-        for run in outcomes
-    }
-    tried = sum(cell.seconds for search in searches for cell in search.tried)
-    return (sum(once.values()) + tried) / 3600
 
 
 def _section(

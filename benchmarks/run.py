@@ -13,9 +13,10 @@ import argparse
 import random
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 from benchmarks.about import ProtocolAbout
 from benchmarks.again import carry_over, check
@@ -23,28 +24,13 @@ from benchmarks.cluster import BACKENDS, Cluster
 from benchmarks.lab import RESULTS, Job, Lab, methods_of
 from benchmarks.lab_methods import lab_methods
 from benchmarks.outcomes import REGIMES
-from benchmarks.protocol_files import Protocol, protocols
+from benchmarks.protocol_files import Part, Protocol, protocols
 from benchmarks.report import write_report
 from benchmarks.runner import fill
 from benchmarks.targets import load_targets
 from flatcl.cli.main import in_one_line
 from flatcl.options import names
 from flatcl.versions import versions
-
-
-def of_part(known: Iterable[Protocol], part: str | None) -> list[Protocol]:
-    """Return the protocols of one of the lab's two parts.
-
-    Args:
-        known: all protocols.
-        part: "short", with ten seeds; "long", with the core methods alone and five; or None for
-            all.
-
-    Returns:
-        In the order given.
-    """
-    return [p for p in known if part is None or (p.methods == "core") == (part == "long")]
-
 
 # What each of these has use for, beside protocols and --part.
 _HEEDED = {
@@ -89,7 +75,7 @@ def _main() -> int:
     )
     parser.add_argument(
         "--part",
-        choices=("short", "long"),
+        choices=get_args(Part),
         help="where no protocol is named: the short ones, ten seeds, or the long ones, core "
         "methods, five",
     )
@@ -118,7 +104,9 @@ def _main() -> int:
     strange += [name for name in chosen.regimes if name not in REGIMES]
     if strange:
         parser.error(f"there is no {strange[0]!r}")
-    picked = [known[name] for name in chosen.protocols] or of_part(known.values(), chosen.part)
+    picked = [known[name] for name in chosen.protocols] or [
+        protocol for protocol in known.values() if chosen.part in (None, protocol.part)
+    ]
     lab = Lab()
     if chosen.check:
         return 0 if check(lab, picked, random.randrange(2**32)) else 1
@@ -169,6 +157,7 @@ def render(lab: Lab, known: Mapping[str, Protocol], folder: Path) -> None:
             p.kind,
             targets.get(name, ()),
             [method.name for method in methods_of(p)],
+            p.part,
         )
         for name, p in known.items()
     }

@@ -23,8 +23,8 @@ from benchmarks.iso_memory import at_ldc_bytes
 from benchmarks.lab import Lab, methods_of, report_jobs, tuning_job
 from benchmarks.lab_methods import ESTIMATORS, SELDOM, STOCK, lab_methods
 from benchmarks.outcomes import REGIMES
-from benchmarks.protocol_files import protocols, read
-from benchmarks.run import main, of_part, render
+from benchmarks.protocol_files import SHORT_SEEDS, protocols, read
+from benchmarks.run import main, render
 from benchmarks.targets import load_targets
 from benchmarks.tune import FINALISTS, REPEATS, Setting, Trial
 from flatcl.cells import run_cell
@@ -383,13 +383,12 @@ def test_a_cluster_of_two_workers_makes_the_same_runs(protocol, tmp_path, monkey
     assert len(alone) == 2
 
 
-def test_the_parts_of_the_lab_are_all_of_it():
+def test_the_long_part_of_the_lab_is_what_has_fewer_methods_and_seeds():
     known = protocols().values()
-    short, long = (of_part(known, part) for part in ("short", "long"))
-    assert {p.name for p in short} | {p.name for p in long} == set(protocols())
-    assert {p.methods for p in long} == {"core"}
-    assert "core" not in {p.methods for p in short}
-    assert of_part(known, None) == list(known)
+    assert {p.part for p in known} == {"short", "long"}
+    for protocol in known:
+        assert (protocol.methods == "core") == (protocol.part == "long")
+        assert (protocol.seeds < SHORT_SEEDS) == (protocol.part == "long")
 
 
 @pytest.mark.parametrize("wrong", [["nope"], ["--methods", "nope"], ["--regimes", "nope"]])
