@@ -88,6 +88,19 @@ class Collected:
         """
         return {r.seed: r for r in self.runs(protocol, regime, method) if r.status == "done"}
 
+    def fastest(self, protocol: str, method: str) -> float | None:
+        """Return what the fastest of a method's runs took, of either regime.
+
+        Args:
+            protocol: its name.
+            method: its name.
+
+        Returns:
+            Seconds; None if none came to its end.
+        """
+        done = [run for regime in REGIMES for run in self.done(protocol, regime, method).values()]
+        return min((sum(run.seconds.values()) for run in done), default=None)
+
     def acc(self, protocol: str, regime: Regime, method: str) -> dict[int, float]:
         """Return the ACC of every run that came to its end.
 

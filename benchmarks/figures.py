@@ -76,7 +76,7 @@ def accuracy_over_time(
 
 
 def accuracy_against_overhead(lines: Sequence[Line], styles: Styles) -> Figure | None:
-    """Return ACC against a run's seconds relative to Naive's.
+    """Return ACC against the seconds of the fastest run relative to Naive's.
 
     Args:
         lines: of one table.
@@ -86,19 +86,19 @@ def accuracy_against_overhead(lines: Sequence[Line], styles: Styles) -> Figure |
         A point a method with its 95 % interval; None without Naive.
     """
     base = naive_of(line.method for line in lines)
-    naive = next((line.seconds for line in lines if line.method == base), None)
-    if naive is None or naive.mean <= 0:
+    naive = next((line.fastest for line in lines if line.method == base), None)
+    if not naive:
         return None
     points = {
-        line.method: (line.seconds.mean / naive.mean, line.acc.mean, line.acc.half or 0.0)
+        line.method: (line.fastest / naive, line.acc.mean, line.acc.half or 0.0)
         for line in lines
-        if line.seconds is not None and line.acc is not None
+        if line.fastest is not None and line.acc is not None
     }
     figure, axes = _scatter(points, styles)
     axes.set_xscale("log")
     _plain_ticks(axes, [x for x, _, _ in points.values()])
     axes.axvline(1.0, color=GRID, linewidth=0.9, linestyle=":")
-    axes.set_xlabel("seconds a run, relative to Naive (log scale)")
+    axes.set_xlabel("seconds of the fastest run, relative to Naive (log scale)")
     axes.set_ylabel("ACC (%)")
     return figure
 

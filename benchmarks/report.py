@@ -63,8 +63,9 @@ READING = (
     "same seed, less the accuracy on task j just after it. Joint on the tasks so far is not run.",
     "Runs that diverged are counted and not averaged, which favours the method that they are of.",
     "Seconds are of one run, ends of tasks included, tuning not, on the machine and beside the "
-    "load that it met: runs of one table may be days apart, so that × Naive is a rough guide; "
-    "OVERHEAD.md has the cost, measured in turns. Bytes are all that a method keeps between tasks "
+    "load that it met; runs of one table may be days apart. × Naive compares the fastest run of "
+    "each, of either regime, since load only slows. It is a rough guide still: OVERHEAD.md has "
+    "the cost, measured in turns. Bytes are all that a method keeps between tasks "
     "beside the network itself.",
     "A published figure is an anchor and enters no test. It is held against ours, two-sided: a "
     "figure far above it is a miss too. One without a tolerance is shown and not judged, for the "
@@ -195,8 +196,8 @@ def _figures(
         (
             "overhead",
             last,
-            f"ACC against seconds a run relative to Naive's, {last} regime; bars are 95 % "
-            "intervals, the dotted line is Naive's cost.",
+            f"ACC, {last} regime, against the fastest run's seconds relative to Naive's; bars are "
+            "95 % intervals, the dotted line is Naive's cost.",
             accuracy_against_overhead(lines, styles),
         ),
         (

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from benchmarks.collected import Collected
 from benchmarks.families import in_order, information, naive_of
 from benchmarks.outcomes import Regime, Search
-from benchmarks.statistics import WILCOXON_PAIRS, Estimate, Line, Paired, table
+from benchmarks.statistics import WILCOXON_PAIRS, Line, Paired, table
 from benchmarks.targets import Judged
 from benchmarks.views import (
     Cell,
@@ -30,7 +30,7 @@ RESULT_COLUMNS = (
     Column("forgetting", "from the best accuracy that a task ever had (Chaudhry's form)"),
     Column("intransigence", "joint training's final accuracy less that just after the task"),
     Column("seconds", "a run: training and the ends of tasks"),
-    Column("× Naive", "seconds relative to Naive's"),
+    Column("× Naive", "seconds of the fastest run, of either regime, relative to Naive's fastest"),
     Column("held, first", "bytes kept after the first task"),
     Column("held, last", "bytes kept after the last task"),
     Column("seeds", "runs that came to their end", falling=True),
@@ -81,7 +81,7 @@ def result_view(
     """
     lines = table(collected, protocol, regime)
     base = naive_of(line.method for line in lines)
-    naive = next((line.seconds for line in lines if line.method == base), None)
+    naive = next((line.fastest for line in lines if line.method == base), None)
     held = [one for one in judged if one.regime == regime]
     notes: list[str] = []
     rows = []
@@ -95,11 +95,11 @@ def result_view(
     return View(RESULT_COLUMNS, rows, notes, remarks=list(_remarks(lines, compared)))
 
 
-def _cells(line: Line, naive: Estimate | None) -> list[Cell]:
+def _cells(line: Line, naive: float | None) -> list[Cell]:
     versus, held = line.versus, line.bytes_held or (None, None)
     relative = None
-    if naive is not None and line.seconds is not None and naive.mean > 0:
-        relative = line.seconds.mean / naive.mean
+    if naive and line.fastest is not None:
+        relative = line.fastest / naive
     return [
         Cell(line.method, line.method),
         estimate_cell(line.acc),

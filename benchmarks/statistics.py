@@ -188,6 +188,7 @@ class Line:
         learning: accuracy on each task just after it.
         intransigence: see the function.
         seconds: training and ends of tasks, a run.
+        fastest: seconds of the fastest run, of either regime: other load on a machine only slows.
         bytes_held: the most of any run, after the first task and after the last.
         n_seeds: runs that came to their end: the ones that are averaged.
         n_diverged: runs that did not: counted, never averaged.
@@ -203,6 +204,7 @@ class Line:
     learning: Estimate | None
     intransigence: Estimate | None
     seconds: Estimate | None
+    fastest: float | None
     bytes_held: tuple[int, int] | None
     n_seeds: int
     n_diverged: int
@@ -242,6 +244,7 @@ def line(collected: Collected, protocol: str, regime: Regime, method: str) -> Li
         points("learning"),
         estimate([intransigence(run, joint.get(seed)) for seed, run in done.items()]),
         estimate([sum(run.seconds.values()) for run in done.values()]),
+        collected.fastest(protocol, method),
         (max(first for first, _ in held), max(last for _, last in held)) if held else None,
         len(done),
         len(runs) - len(done),

@@ -292,6 +292,16 @@ def test_families_put_names_in_order_and_strange_names_never_become_the_best():
     assert information("si") is None
 
 
+def test_cost_is_that_of_the_fastest_run_of_either_regime():
+    outcomes = [run("ewc", seed, 0.8, seconds=20 + seed) for seed in range(2)]
+    outcomes += [run("ewc", 0, 0.7, seconds=12, regime="default")]
+    outcomes += [run("ewc", 2, 0.7, seconds=1, regime="default", status="diverged")]
+    ewc = by_method(outcomes)["ewc"]
+    assert ewc.fastest == pytest.approx(12)
+    assert ewc.seconds is not None
+    assert ewc.seconds.mean == pytest.approx(20.5)
+
+
 def test_summary_has_percent_with_intervals_and_what_was_chosen():
     outcomes = [*runs("ldc", [0.9, 0.92, 0.94]), *runs("ewc", [0.8, 0.81, 0.84])]
     outcomes += [run("ewc", 3, 0.1, status="diverged")]
