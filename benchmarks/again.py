@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Sequence
 from typing import Any
@@ -14,9 +15,11 @@ from benchmarks.lab_methods import Method
 from benchmarks.outcomes import REGIMES
 from benchmarks.protocol_files import Protocol
 from benchmarks.runner import make
+from benchmarks.statistics import estimate
 from benchmarks.tune import Setting, search
 from flatcl.cells import run_cell
 from flatcl.records import Record, load
+from flatcl.scores import scores
 
 _OUTCOME = ("status", "accuracy", "loss", "bytes_held")
 
@@ -30,36 +33,71 @@ def check(lab: Lab, chosen: Sequence[Protocol], seed: int) -> bool:
         seed: of the choice.
 
     Returns:
-        Whether there was a finished run and every one equals its record bit for bit.
+        Whether there was a finished run and every one equals its record: bit for bit, or, where
+        that is of another kind of machine or of one that it does not name, as nearly as the row's
+        runs equal each other.
     """
     pick, outcomes = random.Random(seed), []
     for protocol in chosen:
-        done = [
-            job
+        rows = [
+            [job for job in jobs if lab.record(job) is not None]
             for regime in REGIMES
             for method in methods_of(protocol)
             if (setting := lab.setting(protocol, method, regime)) is not None
-            for job in report_jobs(protocol, method, setting, protocol.seeds)
-            if lab.record(job) is not None
+            and (jobs := report_jobs(protocol, method, setting, protocol.seeds))
         ]
+        done = [(job, row) for row in rows for job in row]
         if not done:
             print(f"{protocol.name}: no finished run")
             continue
-        job = pick.choice(done)
-        before, now = lab.record(job), run_cell(job.options, job.cell)
-        assert before is not None
-        other = [name for name in _OUTCOME if getattr(before, name) != getattr(now, name)]
-        outcomes.append(not other)
-        said = f"another {', '.join(other)}" if other else "bit for bit"
-        if "accuracy" in other and len(before.accuracy) == len(now.accuracy):
-            said += f": accuracies {100 * _apart(before, now):.2f} points apart at most"
+        job, row = pick.choice(done)
+        before, *others = [_known(lab, one) for one in (job, *row)]
+        good, said = compared(before, run_cell(job.options, job.cell), others)
+        outcomes.append(good)
         print(f"{protocol.name}, {job.method}, seed {job.cell.seed}: {said}")
     return bool(outcomes) and all(outcomes)
 
 
-def _apart(before: Record, now: Record) -> float:
-    pairs = zip(before.accuracy, now.accuracy, strict=True)
-    return max(abs(a - b) for old, new in pairs for a, b in zip(old or (), new or (), strict=True))
+def _known(lab: Lab, job: Job) -> Record:
+    record = lab.record(job)
+    assert record is not None
+    return record
+
+
+def compared(before: Record, now: Record, row: Sequence[Record]) -> tuple[bool, str]:
+    """Tell whether a run made again is as good as its record.
+
+    Two runs of a row, independent and normal with standard deviation s, differ by less than
+    t s √2 in 95 of 100 cases, t of n - 1 degrees of freedom. A run of the same seed has no reason
+    to differ by more than that on another machine, whose kernels round otherwise.
+
+    Args:
+        before: its record.
+        now: the run made again.
+        row: the records of all its repeats.
+
+    Returns:
+        Whether it is, and that in words.
+    """
+    other = [name for name in _OUTCOME if getattr(before, name) != getattr(now, name)]
+    if not other:
+        return True, "bit for bit"
+    said = f"another {', '.join(other)}"
+    if (before.status, now.status) == ("done", "done"):
+        apart = abs(scores(now.accuracy).acc - scores(before.accuracy).acc)
+        said += f", ACC {100 * apart:.2f} points apart"
+    if before.machine == now.machine:
+        return False, f"{said}, on the same kind of machine"
+    said += f", on another kind of machine ({before.machine or 'the record names none'})"
+    if {"status", "bytes_held"} & {*other}:
+        return False, said
+    if now.status != "done":
+        return True, f"{said}: neither came to its end"
+    spread = estimate([scores(one.accuracy).acc for one in row if one.status == "done"])
+    if spread is None or spread.half is None:
+        return False, f"{said}: there is no other repeat to compare that with"
+    most = spread.half * math.sqrt(2 * spread.n)
+    return apart <= most, f"{said}: two repeats are within {100 * most:.2f} (95 %)"
 
 
 def carry_over(

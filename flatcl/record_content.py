@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from flatcl.options import number_of
+from flatcl.versions import machine
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ class Record:
         loss: mean cross-entropy, nats, in the form of ``accuracy``; None in records of before.
         task_end: of ``seconds``, those after each task's last epoch; None in records of before.
         bytes_first: as ``bytes_held``, after the first task; None where it was not measured.
+        machine: the kind that the run was made on; None in records of before.
     """
 
     cell: Cell
@@ -54,6 +56,7 @@ class Record:
     loss: list[list[float | None] | None] | None = None
     task_end: list[float] | None = None
     bytes_first: int | None = None
+    machine: str | None = field(default_factory=machine)
 
 
 def record_of(content: Mapping[str, Any], cell: Cell, tasks: int) -> Record | None:
@@ -73,11 +76,13 @@ def record_of(content: Mapping[str, Any], cell: Cell, tasks: int) -> Record | No
     Raises:
         ValueError: an entry is out of its range, or rows are missing.
     """
-    status, error = content["status"], content["error"]
+    status, error, kind = content["status"], content["error"], content.get("machine")
     if status not in ("done", "diverged"):
         return None
     if not isinstance(error, str | None):
         raise ValueError(f"error is {error!r}")
+    if not isinstance(kind, str | None):
+        raise ValueError(f"machine is {kind!r}")
     accuracy = [
         None if row is None else [_number(share, 1.0) for share in row]
         for row in _rows(content["accuracy"], tasks)
@@ -105,6 +110,7 @@ def record_of(content: Mapping[str, Any], cell: Cell, tasks: int) -> Record | No
         loss,
         None if ends is None else [_number(x, least=-math.inf) for x in _list(ends)],
         _bytes(content.get("bytes_first")),
+        kind,
     )
 
 

@@ -1,10 +1,12 @@
-"""What made a number: the versions of packages, the commit, the content of the code."""
+"""What made a number: versions of packages, the commit, the content of the code, the machine."""
 
 from __future__ import annotations
 
 import hashlib
+import platform
 import subprocess
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
@@ -45,6 +47,37 @@ def commit() -> str | None:
         return git("rev-parse", "HEAD") + ("-dirty" if git("status", "--porcelain", ".") else "")
     except (OSError, subprocess.SubprocessError):
         return None
+
+
+def machine() -> str:
+    """Return the kind of machine that this process computes on: sums are rounded by its kernels.
+
+    Returns:
+        Processor, the instructions that torch uses, architecture and system; then the GPUs, if
+        the process has used any.
+    """
+    import torch
+
+    gpus: list[str] = []
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        gpus = [torch.cuda.get_device_name(place) for place in range(torch.cuda.device_count())]
+    instructions = torch.backends.cpu.get_cpu_capability()
+    parts = [*_processor(), instructions, platform.machine(), platform.system(), *gpus]
+    return ", ".join(part for part in parts if part)
+
+
+@lru_cache
+def _processor() -> tuple[str, ...]:
+    """Return its name, and where Linux tells them its family, model and stepping."""
+    told: dict[str, str] = {}
+    with suppress(OSError):  # other systems have no such file
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").split("\n\n")[0].splitlines()
+        told = {name.strip(): value.strip() for name, _, value in (x.partition(":") for x in lines)}
+    numbers = {"family": "cpu family", "model": "model", "stepping": "stepping"}
+    return (
+        told.get("model name") or platform.processor(),
+        *(f"{word} {told[name]}" for word, name in numbers.items() if name in told),
+    )
 
 
 @lru_cache

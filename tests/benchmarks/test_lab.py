@@ -11,6 +11,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -30,7 +31,7 @@ from benchmarks.tune import FINALISTS, REPEATS, Setting, Trial
 from flatcl.cells import run_cell
 from flatcl.errors import OptionError
 from flatcl.protocol import CompareOptions
-from flatcl.records import TUNING_SEED, save
+from flatcl.records import TUNING_SEED, Cell, Record, save
 
 pytestmark = pytest.mark.usefixtures("lab_methods_apart")
 
@@ -281,6 +282,30 @@ def test_a_check_sees_a_record_that_was_altered(protocol):
         assert record is not None
         record.accuracy[0][0] += 0.125
     assert not again.check(lab, [protocol], 0)
+
+
+def test_a_run_made_again_elsewhere_may_differ_as_two_repeats_do():
+    def record(acc: float, machine: str | None = "here", status: Any = "done") -> Record:
+        cell = Cell("ldc", None, 0, "test")
+        return Record(cell, status, [[acc]], [1.0], 4, machine=machine)
+
+    # s = .01, t(2, .975) = 4.30265: two repeats are within t s √2 = 6.085 points
+    row = [record(acc) for acc in (0.79, 0.80, 0.81)]
+    for before, now, good, said in (
+        (0.80, 0.80, True, "bit for bit"),
+        (0.80, 0.86, True, "6.00 points apart, on another kind of machine (there): two"),
+        (0.80, 0.862, False, "within 6.08 (95 %)"),
+    ):
+        found = again.compared(record(before, "there"), record(now), row)
+        assert found[0] == good
+        assert said in found[1]
+    assert again.compared(record(0.8, None), record(0.801), row)[0]
+    assert not again.compared(record(0.8), record(0.801), row)[0]
+    assert not again.compared(record(0.8, "there"), record(0.801), row[:1])[0]
+    assert not again.compared(record(0.8, "there", "diverged"), record(0.8), row)[0]
+    assert not again.compared(replace(record(0.8, "there"), bytes_held=5), record(0.8), row)[0]
+    lost = [record(acc, where, "diverged") for acc, where in ((0.1, "there"), (0.2, "here"))]
+    assert again.compared(lost[0], lost[1], row)[0]
 
 
 def test_a_check_of_nothing_or_of_a_run_that_broke_off_says_so(protocol, monkeypatch, capsys):
