@@ -130,6 +130,8 @@ def carry_over(
         else:
             other += 1
             print(f"{job.protocol}, {job.method}: {before['code']} made other runs")
+            if now is not None and before.get("machine") != now.machine:
+                print("  on another kind of machine: there its runs may be the same")
     lab.carry(same)
     return len(same), other
 

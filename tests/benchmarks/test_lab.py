@@ -322,7 +322,7 @@ def test_a_check_of_nothing_or_of_a_run_that_broke_off_says_so(protocol, monkeyp
 
 @pytest.mark.parametrize("altered", [False, True])
 def test_runs_by_earlier_code_count_where_one_made_again_comes_out_the_same(
-    protocol, monkeypatch, altered
+    protocol, monkeypatch, capsys, altered
 ):
     """Through two changes of code; the first is carried over, and so the second carries both."""
     naive = lab_methods()["naive-tuned"]  # whose search needs no other's
@@ -333,11 +333,13 @@ def test_runs_by_earlier_code_count_where_one_made_again_comes_out_the_same(
         assert Lab().missing(protocol, naive, REGIMES, 9)
         if altered and number == 1:
             for path in (lab_module.RESULTS / "tiny" / "runs").glob("*.json"):
-                path.write_text(path.read_text().replace('"bytes_held": ', '"bytes_held": 1'))
+                text = path.read_text().replace('"bytes_held": ', '"bytes_held": 1')
+                path.write_text(text.replace('"machine": "', '"machine": "old '))
         lab = Lab()
         found = again.carry_over(lab, [protocol], (naive.name,), Cluster(jobs=1))
         assert sum(found) == number + 1
         assert found[1] == (2 if altered and number == 1 else 0)
+        assert capsys.readouterr().out.count("on another kind of machine") == found[1]
         for known in (lab, Lab()):
             assert bool(known.missing(protocol, naive, REGIMES, 9)) == (altered and number == 1)
     assert len(list(Lab().outcomes(protocol))) == (1 if altered else 4)
