@@ -10,14 +10,18 @@ from benchmarks.views import p_text, settings_text
 from flatcl.scores import scores
 
 _RIVALS: tuple[Family, ...] = (*CONTROL, *EWC, *WITHOUT_DATA)
+_GIVEN: tuple[Family, ...] = ("given",)
 
 
-def against_rivals(collected: Collected, protocol: str) -> list[tuple[Entry, Paired]]:
-    """Return every method that keeps no data with its test against LDC at its defaults.
+def against_rivals(
+    collected: Collected, protocol: str, families: tuple[Family, ...] = _RIVALS
+) -> list[tuple[Entry, Paired]]:
+    """Return methods that keep no data, each with its test against LDC at its defaults.
 
     Args:
         collected: all runs.
         protocol: its name.
+        families: of the methods; all but those that are given LDC's rehearsal, unless told.
 
     Returns:
         Those with a seed in common with LDC, the nearest to it or above it first; p
@@ -41,9 +45,17 @@ def verdict(collected: Collected, protocol: str) -> list[str]:
     Returns:
         Sentences; none where no rival was run yet, or LDC was not.
     """
-    found = against_rivals(collected, protocol)
-    if not found:
-        return []
+    return [
+        *_said(collected, against_rivals(collected, protocol), "methods that keep no data"),
+        *_said(
+            collected,
+            against_rivals(collected, protocol, _GIVEN),
+            "methods that keep no data and are given its rehearsal",
+        ),
+    ]
+
+
+def _said(collected: Collected, found: list[tuple[Entry, Paired]], methods: str) -> list[str]:
     by_verdict: dict[Verdict, list[tuple[Entry, Paired]]] = {}
     for entry, test in found:
         by_verdict.setdefault(test.verdict, []).append((entry, test))
@@ -51,9 +63,9 @@ def verdict(collected: Collected, protocol: str) -> list[str]:
     if below := by_verdict.get("below"):
         nearest, test = below[0]
         said.append(
-            f"LDC at its defaults is significantly above {len(below)} of {len(found)} methods that "
-            "keep no data, each tuned or at its own defaults, whichever came out higher; the "
-            f"nearest of them is {nearest.method} ({_points(test.difference)})."
+            f"LDC at its defaults is significantly above {len(below)} of {len(found)} {methods}, "
+            "each tuned or at its own defaults, whichever came out higher; the nearest of them is "
+            f"{nearest.method} ({_points(test.difference)})."
         )
     for entry, test in by_verdict.get("above", []):
         said.append(f"**{entry.method} is above LDC** {_why(collected, entry, test)}")

@@ -15,6 +15,7 @@ from types import ModuleType
 from typing import get_args
 
 from benchmarks import methods as _folder
+from benchmarks.families import GIVEN, WITHOUT_DATA, family
 from benchmarks.iso_memory import at_ldc_bytes
 from benchmarks.methods.gpm import FIRST
 from benchmarks.protocol_files import Kind
@@ -141,9 +142,8 @@ STOCK = ("si-stock", "lwf-stock", "rwalk-stock")
 # outputs, where they are left out for compute; the same streams of Fashion-MNIST have them.
 SELDOM = ("agem", "dco", "ncl", "ogd", "owm", "rwalk", "ldc-published")
 # On class-incremental streams: replay by the size of its buffer, beside LDC and without; and
-# methods without memory given the rehearsal that LDC has, marked +r.
+# Naive and each method without memory given the rehearsal that LDC has.
 MEMORIES = (50, 200, 1000, 4000)
-REHEARSED = ("naive", "l2", "ewc", "ewc-online", "si", "mas", "lwf")
 # Naive's own rows, in the order in which they are tuned: what comes after is also tried at the rate
 # of the last (``tune``).
 PLAIN = ("naive-tuned", "naive")
@@ -170,10 +170,11 @@ def lab_methods() -> dict[str, Method]:
         for name in ("replay", "ldc-replay"):
             label = f"{name.replace('replay', 'er')}-{images}"
             found[label] = Method(label, name, change=_holding(images), kinds=("class",))
-    for name in REHEARSED:
-        found[f"{name}+r"] = replace(
-            found[name], name=f"{name}+r", change=_rehearsed, kinds=("class",)
-        )
+    for name, method in list(found.items()):
+        keeps_none = family(name) in ("ewc", *WITHOUT_DATA) and name not in STOCK + ESTIMATORS
+        if (keeps_none or name == "naive") and "class" in method.kinds:
+            label = f"{name}{GIVEN}"
+            found[label] = replace(method, name=label, change=_rehearsed, kinds=("class",))
     found["joint"] = Method("joint", "joint")
     return found
 

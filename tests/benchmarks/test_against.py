@@ -74,6 +74,16 @@ def test_where_it_is_not_above_the_parts_of_the_difference_are_told():
     assert "alike" not in mas  # as it comes, beside which LDC as it comes stands
 
 
+def test_methods_that_are_given_its_rehearsal_are_a_family_of_their_own():
+    outcomes = [*runs("ldc", LDC, regime="default"), *runs("gpm", shifted(-0.2))]
+    outcomes += [*runs("gpm+r", shifted(0.01)), *runs("ewc+r", shifted(-0.1))]
+    alone, given, above = verdict(Collected(outcomes), "p")
+    assert "above 1 of 1 methods that keep no data, each" in alone
+    assert "above 1 of 2 methods that keep no data and are given its rehearsal, each" in given
+    assert "nearest of them is ewc+r" in given
+    assert above.startswith("**gpm+r is above LDC** (+1.0 ± 0.1 points")
+
+
 def test_nothing_is_said_of_what_was_not_run():
     assert verdict(Collected(runs("ldc", LDC, regime="default")), "p") == []
     assert verdict(Collected(runs("ewc", LDC)), "p") == []
