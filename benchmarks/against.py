@@ -27,7 +27,7 @@ def against_rivals(
         Those with a seed in common with LDC, the nearest to it or above it first; p
         Holm-corrected over these.
     """
-    entries = compared(collected, contenders(collected, protocol, _RIVALS))
+    entries = compared(collected, contenders(collected, protocol, families))
     found = [(entry, entry.versus) for entry in entries if entry.versus is not None]
     return sorted(found, key=lambda pair: -pair[1].difference.mean)
 
