@@ -109,6 +109,7 @@ def test_no_spoilt_entry_of_a_run_is_read_as_a_number(compared: Path, record_pro
                 assert found.bytes_held in (good.bytes_held, None)
                 assert way[0] in {
                     "commit",
+                    "machine",
                     "error",
                     "loss",
                     "task_end",
