@@ -64,8 +64,8 @@ READING = (
     "Runs that diverged are counted and not averaged, which favours the method that they are of.",
     "Seconds are of one run, ends of tasks included, tuning not, on the machine and beside the "
     "load that it met; runs of one table may be days apart. × Naive compares the fastest run of "
-    "each, of either regime, since load only slows. It is a rough guide still: OVERHEAD.md has "
-    "the cost, measured in turns. Bytes are all that a method keeps between tasks "
+    "each, of either regime, since load only slows. It is a rough guide still, as machines differ: "
+    "OVERHEAD.md has the cost, measured in turns. Bytes are all that a method keeps between tasks "
     "beside the network itself.",
     "A published figure is an anchor and enters no test. It is held against ours, two-sided: a "
     "figure far above it is a miss too. One without a tolerance is shown and not judged, for the "
