@@ -40,28 +40,25 @@ def check(lab: Lab, chosen: Sequence[Protocol], seed: int) -> bool:
     pick, outcomes = random.Random(seed), []
     for protocol in chosen:
         rows = [
-            [job for job in jobs if lab.record(job) is not None]
+            [
+                (job, record)
+                for job in report_jobs(protocol, method, setting, protocol.seeds)
+                if (record := lab.record(job)) is not None
+            ]
             for regime in REGIMES
             for method in methods_of(protocol)
             if (setting := lab.setting(protocol, method, regime)) is not None
-            and (jobs := report_jobs(protocol, method, setting, protocol.seeds))
         ]
-        done = [(job, row) for row in rows for job in row]
+        done = [(run, row) for row in rows for run in row]
         if not done:
             print(f"{protocol.name}: no finished run")
             continue
-        job, row = pick.choice(done)
-        before, *others = [_known(lab, one) for one in (job, *row)]
-        good, said = compared(before, run_cell(job.options, job.cell), others)
+        (job, before), row = pick.choice(done)
+        now = run_cell(job.options, job.cell)
+        good, said = compared(before, now, [record for _, record in row])
         outcomes.append(good)
         print(f"{protocol.name}, {job.method}, seed {job.cell.seed}: {said}")
     return bool(outcomes) and all(outcomes)
-
-
-def _known(lab: Lab, job: Job) -> Record:
-    record = lab.record(job)
-    assert record is not None
-    return record
 
 
 def compared(before: Record, now: Record, row: Sequence[Record]) -> tuple[bool, str]:

@@ -99,7 +99,7 @@ class Collected:
             Seconds; None if none came to its end.
         """
         done = [run for regime in REGIMES for run in self.done(protocol, regime, method).values()]
-        return min((sum(run.seconds.values()) for run in done), default=None)
+        return min((run.taken for run in done), default=None)
 
     def acc(self, protocol: str, regime: Regime, method: str) -> dict[int, float]:
         """Return the ACC of every run that came to its end.

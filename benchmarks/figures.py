@@ -14,11 +14,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from benchmarks.collected import Collected
-from benchmarks.families import in_order, naive_of
+from benchmarks.families import in_order
 from benchmarks.figure_matrices import mean_rows
 from benchmarks.figure_style import GRID, INK, Styles, frame, size_of_mark, spread
 from benchmarks.outcomes import Regime
-from benchmarks.statistics import Line
+from benchmarks.statistics import Line, times_naive
 from benchmarks.views import bytes_text
 
 _NAME = 0.165  # inches that a method's name needs
@@ -85,14 +85,13 @@ def accuracy_against_overhead(lines: Sequence[Line], styles: Styles) -> Figure |
     Returns:
         A point a method with its 95 % interval; None without Naive.
     """
-    base = naive_of(line.method for line in lines)
-    naive = next((line.fastest for line in lines if line.method == base), None)
-    if not naive:
+    costs = times_naive(lines)
+    if not costs:
         return None
     points = {
-        line.method: (line.fastest / naive, line.acc.mean, line.acc.half or 0.0)
+        line.method: (costs[line.method], line.acc.mean, line.acc.half or 0.0)
         for line in lines
-        if line.fastest is not None and line.acc is not None
+        if line.method in costs and line.acc is not None
     }
     figure, axes = _scatter(points, styles)
     axes.set_xscale("log")

@@ -41,7 +41,7 @@ def hours(outcomes: Sequence[Outcome], searches: Sequence[Search]) -> Hours:
     groups: defaultdict[tuple[str, str, str], list[tuple[float, int, bool]]] = defaultdict(list)
     once = {(o.protocol, o.method, o.seed, *sorted(o.settings.items())): o for o in outcomes}
     for run in once.values():
-        entry = (sum(run.seconds.values()), 1, run.status == "done")
+        entry = (run.taken, 1, run.status == "done")
         groups[run.protocol, run.method, "report"].append(entry)
     for search in searches:
         groups[search.protocol, search.method, "search"] += [

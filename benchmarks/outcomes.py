@@ -38,6 +38,11 @@ class Outcome:
     seconds: dict[str, float]
     bytes_held: tuple[int, int] | None
 
+    @property
+    def taken(self) -> float:
+        """Seconds, all phases together."""
+        return sum(self.seconds.values())
+
 
 @dataclass(frozen=True)
 class Tried:

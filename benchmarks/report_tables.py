@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from benchmarks.collected import Collected
-from benchmarks.families import in_order, information, naive_of
+from benchmarks.families import in_order, information
 from benchmarks.outcomes import Regime, Search
-from benchmarks.statistics import WILCOXON_PAIRS, Line, Paired, table
+from benchmarks.statistics import WILCOXON_PAIRS, Line, Paired, table, times_naive
 from benchmarks.targets import Judged
 from benchmarks.views import (
     Cell,
@@ -80,8 +80,7 @@ def result_view(
         A row a method.
     """
     lines = table(collected, protocol, regime)
-    base = naive_of(line.method for line in lines)
-    naive = next((line.fastest for line in lines if line.method == base), None)
+    costs = times_naive(lines)
     held = [one for one in judged if one.regime == regime]
     notes: list[str] = []
     rows = []
@@ -90,16 +89,17 @@ def result_view(
         own = [*_notes(line, regime, search), *_misses(line.method, held)]
         notes += [note for note in own if note not in notes]
         rows.append(
-            Row(line.method, _cells(line, naive), sorted(notes.index(note) + 1 for note in own))
+            Row(
+                line.method,
+                _cells(line, costs.get(line.method)),
+                sorted(notes.index(note) + 1 for note in own),
+            )
         )
     return View(RESULT_COLUMNS, rows, notes, remarks=list(_remarks(lines, compared)))
 
 
-def _cells(line: Line, naive: float | None) -> list[Cell]:
+def _cells(line: Line, relative: float | None) -> list[Cell]:
     versus, held = line.versus, line.bytes_held or (None, None)
-    relative = None
-    if naive and line.fastest is not None:
-        relative = line.fastest / naive
     return [
         Cell(line.method, line.method),
         estimate_cell(line.acc),

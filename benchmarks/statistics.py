@@ -9,7 +9,7 @@ from statistics import fmean, stdev
 from typing import Literal
 
 from benchmarks.collected import Collected
-from benchmarks.families import in_order
+from benchmarks.families import in_order, naive_of
 from benchmarks.outcomes import Outcome, Regime
 from flatcl.errors import DataError
 from flatcl.scores import mean_ci95, scores
@@ -243,12 +243,26 @@ def line(collected: Collected, protocol: str, regime: Regime, method: str) -> Li
         points("forgetting"),
         points("learning"),
         estimate([intransigence(run, joint.get(seed)) for seed, run in done.items()]),
-        estimate([sum(run.seconds.values()) for run in done.values()]),
+        estimate([run.taken for run in done.values()]),
         collected.fastest(protocol, method),
         (max(first for first, _ in held), max(last for _, last in held)) if held else None,
         len(done),
         len(runs) - len(done),
     )
+
+
+def times_naive(lines: Sequence[Line]) -> dict[str, float]:
+    """Return what methods cost: seconds of the fastest run relative to Naive's.
+
+    Args:
+        lines: of one table.
+
+    Returns:
+        By method, without those of which no run came to its end; empty without Naive.
+    """
+    fastest = {line.method: line.fastest for line in lines if line.fastest is not None}
+    naive = fastest.get(naive_of(line.method for line in lines) or "")
+    return {method: seconds / naive for method, seconds in fastest.items()} if naive else {}
 
 
 def table(collected: Collected, protocol: str, regime: Regime) -> list[Line]:
