@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import math
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from matplotlib.figure import Figure
@@ -15,7 +13,8 @@ from scipy import stats
 from torch import Tensor
 
 from benchmarks.fluctuations_grid import INTRODUCTION, grid, grid_figure
-from benchmarks.fluctuations_runs import DOCS, load, save, spread
+from benchmarks.fluctuations_nulls import SHARPEST, relation_of, sharpest
+from benchmarks.fluctuations_runs import DOCS, column, load, load_points, save, spread
 from flatcl.fluctuation_plots import (
     plot_annealing,
     plot_noise,
@@ -24,7 +23,7 @@ from flatcl.fluctuation_plots import (
     plot_spectrum,
     plot_times,
 )
-from flatcl.fluctuations import VarianceFlatness, power_fit
+from flatcl.fluctuations import power_fit
 from flatcl.fluctuations.panel import SETTINGS
 from flatcl.io import write_bytes
 from flatcl.tables import markdown_table
@@ -47,14 +46,12 @@ _NAMES = {
     "walk_like_of_20": "walk-like (overlap > 0.7) of the first 20",
     "noise_curvature_exponent": "g, C ∝ h^g, Hessian directions",
     "noise_curvature_exponent_pca": "g, principal directions",
-    "stationarity": "σ²(T)/σ²(T/2), median PC",
-    "fluctuation_dissipation": "fluctuation–dissipation ratio",
     "hessian_top": "largest h, nats/w²",
     "h_crossover": "h_c = 3/(ηM)",
     "train_loss": "training loss, nats",
     "epochs": "epochs",
     "n_snapshots": "snapshots",
-    "psi_last_rank": "last rank with a variance above rounding",
+    "psi_last_rank": "last rank measured",
     "flatness_censored": "censored widths",
 }
 _INTRODUCTION = """# Fluctuations of SGD: published figures, ours, and the null controls
@@ -64,7 +61,9 @@ Made by `python -m benchmarks.fluctuations`; `--render` makes this page again fr
 without biases, B = 50, η = 0.1, trained to a loss below 5e-5, then ten epochs recorded step by
 step in float64; the 50 × 50 weights between the hidden layers. Flatness and Hessian are taken over
 10,000 images, always the same; noise over all. Of the principal directions every tenth rank from 11
-on is measured, fixed beforehand. Means ± 95 % t-intervals over seeds.
+on is measured, fixed beforehand. The null in principal directions draws its batches independently,
+as the window with replacement does; the null in Hessian eigenvectors is in closed form, and ψ is
+the same for either way of drawing. Means ± 95 % t-intervals over seeds.
 """
 _ANNEALING = """## Through training
 
@@ -78,12 +77,14 @@ L₀ as much as with the curvature, and is to be read beside the largest h.
 def panel(folders: Sequence[Path]) -> str:
     """Both tables of the paper's set-up, and each seed's verdict."""
     runs = [load(folder) for folder in folders]
-    relations = [VarianceFlatness.from_dict(run["relation"]) for run in runs]
+    relations = [relation_of(folder) for folder in folders]
     rows = [
         [name, PUBLISHED.get(key, "–"), spread([run.get(key) for run in runs])]
         for key, name in _NAMES.items()
     ]
-    parts = [markdown_table(["figure", "published", "ours"], rows), "## The null panel\n"]
+    parts = [markdown_table(["figure", "published", "ours"], rows)]
+    parts += ["## In the sharpest directions\n", SHARPEST, sharpest(folders)]
+    parts.append("## The null panel\n")
     lines = []
     for key, name in SETTINGS.items():
         found = [r.rows[key] for r in relations if key in r.rows]
@@ -108,7 +109,7 @@ def panel(folders: Sequence[Path]) -> str:
 
 def reading(folders: Sequence[Path]) -> str:
     """What survives its null, from the numbers."""
-    relations = [VarianceFlatness.from_dict(load(folder)["relation"]) for folder in folders]
+    relations = [relation_of(folder) for folder in folders]
 
     def psi(name: str) -> tuple[float, float, str]:
         values = [r.rows[name].psi for r in relations]
@@ -119,14 +120,15 @@ def reading(folders: Sequence[Path]) -> str:
         error = stats.sem(known) * stats.t.ppf(0.975, len(known) - 1) if len(known) > 1 else 0.0
         return mean, error, spread(values)
 
-    main, walk, other, hessian = (psi(n) for n in ("pca", "walk", "pca_split", "hessian"))
+    main, walk, other, twin = (psi(n) for n in ("pca", "walk", "pca_split", "replacement"))
+    hessian, own, alone = (psi(n) for n in ("hessian", "replacement_hessian", "walk_hessian"))
     gammas = [_walk_gamma(folder) for folder in folders]
     ours = spread([load(folder)["gamma"] for folder in folders])
     relaxing = [r.rows["hessian_predicted"].directions for r in relations]
     beaten = walk[0] >= main[0] - main[1] - walk[1]
     lines = [
-        f"ψ in principal directions is {main[2]} (published: about 4). Noise at frozen weights, "
-        f"with no force at all, has {walk[2]}: "
+        f"ψ in principal directions is {main[2]} (published: about 4), with replacement {twin[2]}. "
+        f"Noise at frozen weights, drawn with replacement, with no force at all, has {walk[2]}: "
         + (
             "**the relation does not survive its null**; it needs no landscape that holds weights."
             if beaten
@@ -136,15 +138,17 @@ def reading(folders: Sequence[Path]) -> str:
         "The spectrum tells how noise is shared among directions, not how they are held.",
         f"Directions that are chosen in one half of the window have, in the other, ψ = {other[2]}: "
         "sorting by a sample's variance makes part of the relation.",
-        f"In eigenvectors of the Hessian ψ is {hessian[2]}"
+        f"In eigenvectors of the Hessian ψ is {hessian[2]}, with replacement {own[2]}; noise "
+        f"without a force has {alone[2]} there. "
         + (
-            ": none beyond its error between seeds."
-            if abs(hessian[0]) <= hessian[1]
-            else ": far from that of principal directions, which blend sharp and flat ones."
+            "Both windows have less: what the landscape does is to weaken the relation."
+            if max(hessian[0] + hessian[1], own[0] + own[1]) < alone[0] - alone[1]
+            else "It is not told apart from them."
         ),
         f"Of the Hessian directions measured {_count(relaxing)} within the window (1/(ηh) < T/20): "
-        "at this loss the valley is so flat that ten epochs cannot show a stationary state, "
-        "whatever ψ is fitted.",
+        "at this loss the valley is too flat for ten epochs to test the stationary relation. "
+        "Batches dealt anew undo each other within an epoch, whatever h is, so that the sharpest "
+        "directions may be stationary all the same: the table below.",
     ]
     return "\n".join(textwrap.fill(f"- {line}", 98, subsequent_indent="  ") for line in lines)
 
@@ -158,7 +162,7 @@ def _count(numbers: Sequence[int]) -> str:
 
 def _walk_gamma(folder: Path) -> float:
     """γ of the walk's own spectrum, over the ranks that were kept."""
-    points = json.loads((folder / "points.json").read_text(encoding="utf-8"))
+    points = load_points(folder)
     spacing = load(folder)["config"]["spacing"]
     variances = torch.tensor(points["walk"]["variances"]).double()
     ranks = torch.arange(1, len(variances) + 1).double() * spacing + 1
@@ -168,8 +172,8 @@ def _walk_gamma(folder: Path) -> float:
 
 def annealing_table(folder: Path) -> str:
     """Temperature and flatness as the training loss falls."""
-    points = json.loads((folder / "points.json").read_text(encoding="utf-8"))
-    stages = {name: _rows(values) for name, values in points["stages"].items()}
+    points = load_points(folder)
+    stages = {name: column(values) for name, values in points["stages"].items()}
     lines = []
     for i, loss in enumerate(stages["loss"].tolist()):
         h, T, F = (stages[name][i] for name in ("curvature", "temperature", "width"))
@@ -178,20 +182,13 @@ def annealing_table(folder: Path) -> str:
     return markdown_table(["loss, nats", "largest h, nats/w²", "T, nats", "F, w"], lines)
 
 
-def _rows(values: list[Any]) -> Tensor:
-    nan = float("nan")
-    if values and isinstance(values[0], list):
-        return torch.tensor([[nan if v is None else v for v in row] for row in values]).double()
-    return torch.tensor([nan if v is None else v for v in values]).double()
-
-
 def panel_figure(folder: Path) -> None:
     """Four panels of one seed: spectrum, relation, noise, memory."""
-    content = json.loads((folder / "points.json").read_text(encoding="utf-8"))
+    content = load_points(folder)
     run = load(folder)
 
     def numbers(part: str, name: str) -> Tensor:
-        return _rows(content[part][name])
+        return column(content[part][name])
 
     def pairs(x: str, y: str, names: dict[str, str]) -> dict[str, tuple[Tensor, Tensor]]:
         return {label: (numbers(part, x), numbers(part, y)) for part, label in names.items()}
@@ -215,7 +212,7 @@ def panel_figure(folder: Path) -> None:
     offsets, losses = (torch.tensor(shown[name]).double() for name in ("offsets", "losses"))
     labels = [f"eigenvector {i + 1}" for i in shown["chosen"]]
     plot_profiles(offsets, losses, axes[4], loss=shown["centre"][0], labels=labels)
-    stages = {name: _rows(values) for name, values in content["stages"].items()}
+    stages = {name: column(values) for name, values in content["stages"].items()}
     plot_annealing(stages["loss"], stages["temperature"], stages["width"], axes[5])
     save(figure, DOCS / "fluctuations.png")
 

@@ -7,8 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from matplotlib.figure import Figure
 from scipy import stats
+from torch import Tensor
 
 from flatcl.io import write_bytes
 from flatcl.plots import png
@@ -20,6 +22,20 @@ def load(folder: Path) -> dict[str, Any]:
     """The summary of one run."""
     content: dict[str, Any] = json.loads((folder / "analysis.json").read_text(encoding="utf-8"))
     return content
+
+
+def load_points(folder: Path) -> dict[str, Any]:
+    """What one run measured direction by direction."""
+    content: dict[str, Any] = json.loads((folder / "points.json").read_text(encoding="utf-8"))
+    return content
+
+
+def column(values: list[Any]) -> Tensor:
+    """A list of numbers or of lists of them, NaN for None."""
+    nan = float("nan")
+    if values and isinstance(values[0], list):
+        return torch.tensor([[nan if v is None else v for v in row] for row in values]).double()
+    return torch.tensor([nan if v is None else v for v in values]).double()
 
 
 def spread(values: Sequence[float | None], digits: int = 2) -> str:

@@ -11,7 +11,7 @@ from flatcl.analysis_kept import claim_record
 from flatcl.analysis_summary import spectrum_facts
 from flatcl.errors import DataError
 from flatcl.fluctuations.along import displacements
-from flatcl.fluctuations.correlation import efold_time, stationarity
+from flatcl.fluctuations.correlation import efold_time, whole_stationarity
 from flatcl.fluctuations.drift import alignment, linear_drift
 from flatcl.fluctuations.pca import principal_directions
 from flatcl.fluctuations.record import open_record
@@ -65,7 +65,7 @@ def analyze_record(path: str | Path, out: Path) -> tuple[dict[str, Any], str]:
             cos_mean=float(alignment(leading[:1], found.mean.double())[0]),
             cos_drift=float(alignment(leading[:1], linear_drift(snapshots))[0]),
         ),
-        "stationarity": float(stationarity(theta).median()),
+        "stationarity": whole_stationarity(snapshots),
         "efold_time_median": float(torch.median(efold_time(theta))) * record.every,
         "facts": dict(record.facts),
         "versions": dict(versions()),

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from flatcl.analysis_options import AnalyzeOptions
 from flatcl.fluctuations.along import Part
+from flatcl.fluctuations.correlation import whole_stationarity
+from flatcl.fluctuations.noise import over_noise
 from flatcl.fluctuations.panel import curved
 from flatcl.fluctuations.powerfit import PowerFit, power_fit
 from flatcl.fluctuations.relation import VarianceFlatness
@@ -86,7 +88,7 @@ def facts_of(
             cos_drift=float(pca["cos_drift"][0]),
         ),
         "noise_curvature_exponent_pca": None if noise is None else noise.exponent,
-        "stationarity": float(pca["stationarity"].nanmedian()),
+        "stationarity": whole_stationarity(study.snapshots),
         "fluctuation_dissipation": float(run["fluctuation_dissipation"]),
         "n_snapshots": len(study.snapshots),
         "epoch_steps": epoch_steps,
@@ -110,6 +112,13 @@ def facts_of(
         facts["noise_curvature_low"] = None if fit is None else fit.low
         facts["noise_curvature_high"] = None if fit is None else fit.high
         facts["noise_curvature_flat"] = int((~curved(part["curvature"])).sum())
+        facts["stationarity_hessian"] = float(part["stationarity"].nanmedian())
+        facts["over_noise"] = over_noise(part["variances"], study.noise_alone())
+        if study.twin is not None:
+            facts["over_noise_replacement"] = over_noise(
+                study.twin_hessian()["variances"], study.noise_alone(sampling="replacement")
+            )
+        facts["walk_like_of_20_null"] = int((study.walk()["cosine"] > _WALK).sum())
         facts["hessian_top"] = float(part["eigenvalues"][0])
         facts["hessian_negative"] = float(part["eigenvalues"].clamp_max(0).abs().max())
     return facts

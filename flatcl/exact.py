@@ -149,6 +149,36 @@ def reshuffled_variance(h: float, c: float, *, lr: float, batches: int) -> float
     return stationary_variance(h, c, lr=lr) * float(shares @ lost)
 
 
+def frozen_variance(c: float, *, lr: float, window: int, batches: int | None = None) -> float:
+    """Return the variance that the noise alone gives in a window, no force answering it.
+
+    About the window's own mean. Batches drawn independently make a walk, η²c (T² − 1)/(6T); M
+    batches dealt anew each epoch sum to 0 over it and make a bridge, η²c (M + 1)/6 · (1 − M/2T) for
+    whole epochs: the limits h → 0 of ``windowed_variance`` and of ``reshuffled_variance``.
+
+    Args:
+        c: variance of the minibatch gradient, nats²/w².
+        lr: η.
+        window: T ≥ 1, steps, from the beginning of an epoch.
+        batches: M ≥ 2, an epoch's; None for batches drawn independently.
+
+    Returns:
+        E of the mean squared deviation from the window's mean, w².
+    """
+    T = window
+    if batches is None:
+        return lr**2 * c * (T**2 - 1) / (6.0 * T)
+    M = batches
+    epochs, rest = divmod(T, M)
+    # After s of M batches a bridge has the variance s (M − s)/(M − 1), and the covariance of s ≤ t
+    # is s (M − t)/(M − 1); epochs are independent.
+    squares = epochs * M * (M + 1) / 6.0 + sum(s * (M - s) for s in range(rest + 1)) / (M - 1)
+    sums = epochs * M**2 * (M + 1) / 12.0
+    ordered = rest * (rest + 1) * (2 * rest + 1) / 6.0 - (rest * (rest + 1) / 2.0) ** 2 / M
+    sums += ordered * M / (M - 1)
+    return lr**2 * c * (squares - sums / T) / T
+
+
 def langevin_variance(temperature: float, stiffness: float, dt: float) -> float:
     """Return the variance of x ← x − κ x dt + √(2 T dt) ξ, (T/κ) / (1 − κ dt / 2).
 

@@ -66,8 +66,8 @@ class Recorded:
     Attributes:
         window: the watched weights, step by step.
         mean: of all of the network's weights over the window, a matrix a layer.
-        fluctuation_dissipation: ⟨w·∇L⟩ over (η/2) ⟨|∇L_B|²⟩ of the watched weights about their
-            mean, 1 where stationary.
+        fluctuation_dissipation: ⟨w·∇L⟩ over (η/2) ⟨|∇L_B|²⟩ of the watched weights about the
+            window's start, 1 where stationary and 0 for a walk.
     """
 
     window: Record
@@ -227,6 +227,7 @@ def record(
     w = dict(network.named_parameters())[name].detach()
     place = [n for n, _ in network.named_parameters()].index(name)
     total = [torch.zeros_like(weight) for weight in weights]
+    first = w.clone()
     before, gradient = torch.zeros_like(w), torch.zeros_like(w)
     products, squares = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
     with Recorder(network, folder, parameters=name, epoch_steps=M, facts=facts) as recorder:
@@ -240,8 +241,8 @@ def record(
             gradient += g
             torch._foreach_add_(total, [weight.detach() for weight in weights])
     mean = [t / steps for t in total]
-    # ⟨(w − ⟨w⟩)·g⟩ over (η/2) ⟨|g|²⟩, 1 where stationary (Yaida, ICLR 2019).
-    dissipated = products - (mean[place] * gradient).sum()
+    # ⟨(w − w_0)·g⟩ over (η/2) ⟨|g|²⟩: 1 where stationary (Yaida, ICLR 2019), 0 for a walk.
+    dissipated = products - (first * gradient).sum()
     ratio = float(dissipated / (0.5 * options.lr * squares))
     _save(path, {"mean": mean, "fluctuation_dissipation": ratio})
     return Recorded(open_record(folder), mean, ratio)

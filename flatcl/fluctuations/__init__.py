@@ -22,6 +22,7 @@ from flatcl.fluctuations.correlation import (
     mean_squared_displacement,
     stationarity,
     variance_ratio_time,
+    whole_stationarity,
 )
 from flatcl.fluctuations.drift import alignment, linear_drift, without_drift
 from flatcl.fluctuations.flatness import Flatness, curvature, flatness, profile
@@ -31,6 +32,8 @@ from flatcl.fluctuations.noise import (
     frozen_walk,
     gradient_noise,
     langevin,
+    noise_alone,
+    over_noise,
     temperature_profile,
 )
 from flatcl.fluctuations.panel import Row, relation
@@ -90,7 +93,9 @@ __all__ = [
     "langevin",
     "linear_drift",
     "mean_squared_displacement",
+    "noise_alone",
     "open_record",
+    "over_noise",
     "participation_ratio",
     "power_fit",
     "power_law",
@@ -102,5 +107,6 @@ __all__ = [
     "temperature_profile",
     "variance_ratio_time",
     "variance_share",
+    "whole_stationarity",
     "without_drift",
 ]

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from flatcl.errors import NonFiniteError
 from flatcl.fluctuations.correlation import efold_time, stationarity
 from flatcl.fluctuations.flatness import curvature, flatness
 from flatcl.fluctuations.surface import LossSurface
@@ -27,8 +28,13 @@ def displacements(snapshots: Tensor, directions: Tensor) -> Tensor:
 
     Returns:
         [T, k], float64, w.
+
+    Raises:
+        NonFiniteError: a snapshot is not finite.
     """
     mean = snapshots.mean(0, dtype=torch.float64)
+    if not bool(torch.isfinite(mean).all()):
+        raise NonFiniteError("a snapshot is not finite: the training diverged; lower its rate")
     rows = directions.double().T
     parts = [(part.double() - mean) @ rows for part in torch.split(snapshots, _SNAPSHOTS)]
     return torch.cat(parts)

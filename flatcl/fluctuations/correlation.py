@@ -13,9 +13,12 @@ import math
 import torch
 from torch import Tensor
 
-from flatcl.errors import DataError, OptionError
+from flatcl.errors import DataError, NonFiniteError, OptionError
 
 _SOKAL = 5.0  # the window of an integrated time ends after this many of its own times
+_SNAPSHOTS = 1000  # in float64 at a time: the window may be mapped from a file
+_ROUNDING = 1e-14  # of a series' mean
+_LEAST = 1e-9  # an integrated time up to it is rounding, or of a noise that is larger than it
 _TIMES = 50.0  # integrated times that a series must last for the estimate to be trusted
 
 
@@ -44,9 +47,11 @@ def autocorrelation(series: Tensor, *, lags: int | None = None) -> Tensor:
     n = 1 << (2 * T - 1).bit_length()
     power = torch.fft.rfft(x, n=n, dim=0).abs().square()
     covariance = torch.fft.irfft(power, n=n, dim=0)[: S + 1]
-    if bool((covariance[0] <= 0).any()):
-        still = int((covariance[0] <= 0).nonzero()[0])
-        raise DataError(f"series {still} does not vary: leave it out, it has no correlation time")
+    still = (x.square().mean(0).sqrt() <= _still(series)).nonzero()
+    if len(still):
+        raise DataError(
+            f"series {int(still[0])} does not vary: leave it out, it has no correlation time"
+        )
     rho: Tensor = covariance / covariance[0]
     return rho
 
@@ -101,9 +106,15 @@ def variance_ratio_time(series: Tensor) -> Tensor:
 
     Returns:
         [k], in spacings; grows with the window for a random walk.
+
+    Raises:
+        DataError: a series does not vary.
     """
     x = _centred(series)
-    return x.square().mean(0) / x.diff(dim=0).square().mean(0)
+    moves = x.diff(dim=0).square().mean(0)
+    if bool((moves.sqrt() <= _still(series)).any()):
+        raise DataError("a series does not vary: leave it out, it has no correlation time")
+    return x.square().mean(0) / moves
 
 
 def effective_samples(series: Tensor) -> tuple[Tensor, Tensor]:
@@ -141,9 +152,40 @@ def stationarity(series: Tensor) -> Tensor:
     half = T // 2
     parts = [_centred(part).square().mean(0) for part in (series[:half], series[T - half :])]
     halves = (parts[0] + parts[1]) / 2.0
-    if bool((halves <= 0).any()):
+    if bool((halves.sqrt() <= _still(series)).any()):
         raise DataError("a series does not vary in its halves: leave it out")
     return _centred(series).square().mean(0) / halves
+
+
+def whole_stationarity(snapshots: Tensor) -> float:
+    """Return ``stationarity`` of the whole trajectory: of the sum of all weights' variances.
+
+    It needs no basis. In principal directions of the same window, those of high rank go to and fro
+    many times within it whatever moves the weights: a walk's are all near 1.
+
+    Args:
+        snapshots: [T, P], w, T ≥ 4; may be mapped from a file.
+
+    Returns:
+        Near 1 where stationary, 2 for a random walk in the mean, 4 for a pure drift.
+
+    Raises:
+        DataError: there are fewer than 4 snapshots, or the weights do not move in the halves.
+    """
+    T = len(snapshots)
+    if T < 4:
+        raise DataError(f"{T} snapshots: two halves with a variance each need at least 4")
+    half = T // 2
+    halves = (_spread(snapshots[:half]) + _spread(snapshots[T - half :])) / 2.0
+    if halves <= 0:
+        raise DataError("the weights do not move in the window's halves")
+    return _spread(snapshots) / halves
+
+
+def _spread(snapshots: Tensor) -> float:
+    mean = snapshots.mean(0, dtype=torch.float64)
+    parts = torch.split(snapshots, _SNAPSHOTS)
+    return sum(float((part.double() - mean).square().sum()) for part in parts) / len(snapshots)
 
 
 def mean_squared_displacement(series: Tensor, lags: Tensor) -> Tensor:
@@ -171,6 +213,9 @@ def fluctuation_dissipation(
     """Return ⟨w·∇L⟩ / ((η/2) ⟨|g_B|²⟩), 1 in the stationary state of SGD.
 
     Exact for independent batches and plain SGD, whatever the landscape. Source: Yaida, ICLR 2019.
+    With the minibatches' own gradients it is (|w_0|² − |w_T|²)/(η² Σ|g_B|²) + 1 by algebra: about
+    the window's mean that is 1 for a walk too, about the window's first weights 0 for a walk and
+    negative for a drift, so that only there 1 says something.
 
     Args:
         weights: [T, P], before each step, about any fixed point.
@@ -194,12 +239,27 @@ def _centred(series: Tensor) -> Tensor:
     if series.ndim != 2 or len(series) < 2:
         raise DataError(f"a series has shape {tuple(series.shape)}; it must be (T, k) with T ≥ 2")
     x = series.double()
-    return x - x.mean(0)
+    mean = x.mean(0)
+    if not bool(torch.isfinite(mean).all()):
+        raise NonFiniteError("a series is not finite: the training diverged; lower its rate")
+    return x - mean
+
+
+def _still(series: Tensor) -> Tensor:
+    """Return the spread [k] up to which a series is constant but for rounding."""
+    return _ROUNDING * series.double().mean(0).abs()
 
 
 def _integrated(rho: Tensor) -> Tensor:
-    sums = 2.0 * rho.cumsum(0) - 1.0
+    # Where ρ changes its sign, Σρ is small long before ρ is: the window lasts as long as ρ² asks.
+    sums, squares = (2.0 * r.cumsum(0) - 1.0 for r in (rho, rho.square()))
     lags = torch.arange(len(rho), dtype=rho.dtype, device=rho.device)[:, None]
-    closed = lags >= _SOKAL * sums
+    closed = lags >= _SOKAL * torch.maximum(sums, squares)
     window = torch.where(closed.any(0), closed.to(torch.int8).argmax(0), len(rho) - 1)
-    return sums.gather(0, window[None])[0]
+    times = sums.gather(0, window[None])[0]
+    if bool((times <= _LEAST).any()):
+        raise DataError(
+            f"{len(rho)} snapshots give an integrated correlation time of "
+            f"{float(times.min()):.3g}, which cannot be: record longer"
+        )
+    return times

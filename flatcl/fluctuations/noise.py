@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from flatcl.errors import NonFiniteError, OptionError
+from flatcl.exact import frozen_variance
 from flatcl.fluctuations.surface import LossSurface
 
+_SHARPEST = 10
 _TOGETHER = 256  # minibatches whose gradients are taken at once
 
 Sampling = Literal["shuffle", "replacement"]
@@ -106,6 +109,38 @@ def temperature_profile(
     return effective_temperature(torch.stack(found), lr=lr)
 
 
+def noise_alone(noise: Tensor, *, lr: float, steps: int, batches: int | None = None) -> Tensor:
+    """Return the variances that noise gives along directions when no landscape holds the weights.
+
+    In closed form, ``exact.frozen_variance``, for directions that are not chosen by the window;
+    ``frozen_walk`` has it for a window's own principal directions. σ² below it is a force's doing.
+
+    Args:
+        noise: C_ii [k], variance of the minibatch gradient, nats²/w².
+        lr: η.
+        steps: T, of the window.
+        batches: M of an epoch that deals all samples anew; None for independent batches.
+
+    Returns:
+        [k], w², about the window's mean.
+    """
+    return noise * frozen_variance(1.0, lr=lr, window=steps, batches=batches)
+
+
+def over_noise(variances: Tensor, alone: Tensor) -> float:
+    """Return how large variances are beside those of noise alone, in the ten first directions.
+
+    Args:
+        variances: σ² [k], w², sharpest direction first.
+        alone: of ``noise_alone`` [k], w².
+
+    Returns:
+        Geometric mean of their ratios, below 1 where a force holds the sharp directions; NaN where
+        one of them does not move.
+    """
+    return float((variances[:_SHARPEST] / alone[:_SHARPEST]).log().mean().exp())
+
+
 def frozen_walk(
     surface: LossSurface,
     *,
@@ -113,37 +148,67 @@ def frozen_walk(
     batch_size: int,
     steps: int,
     generator: torch.Generator,
+    sampling: Sampling = "replacement",
+    every: int = 1,
     centre: Tensor | None = None,
 ) -> Tensor:
-    """Return the random walk that SGD's noise makes when no landscape holds the weights.
+    """Return the trajectory that SGD's noise makes when no landscape holds the weights.
 
-    w(t+1) = w(t) − η (g_B − ∇L), both gradients at the frozen centre, batches independent: the
-    trajectory has the noise of SGD, and no restoring force. What it shows, no landscape caused.
+    w(t+1) = w(t) − η (g_B − ∇L), both gradients at the frozen centre: the trajectory has the noise
+    of SGD, and no restoring force. What it shows, no landscape caused. With independent batches it
+    is a random walk; where each epoch deals all samples anew, it returns at each epoch's end.
 
     Args:
         surface: the loss; float32 will do.
         lr: η.
         batch_size: B.
-        steps: T.
+        steps: T · every.
         generator: of the batches, on the CPU.
+        sampling: of the batches; of an epoch's last samples those that fill no batch are left out.
+        every: steps between the points returned.
         centre: [P], w; the model's weights if None.
 
     Returns:
         [T, P], w, in the surface's dtype.
 
     Raises:
-        OptionError: batch_size or steps is below 1.
+        OptionError: a number is below 1, every above steps, or no batch can be dealt.
     """
-    if batch_size < 1 or steps < 1:
-        raise OptionError(f"batch_size {batch_size}, steps {steps}: both must be 1 or more")
+    if batch_size < 1 or not 1 <= every <= steps:
+        raise OptionError(
+            f"batch_size {batch_size}, steps {steps}, every {every}: all must be 1 or more, every "
+            "at most steps"
+        )
+    if sampling == "shuffle" and batch_size > len(surface):
+        raise OptionError(f"batch_size is {batch_size}; the surface has {len(surface)} samples")
     centre = surface.reference if centre is None else centre.to(surface.reference)
     mean = surface.gradient(centre)
-    walk = centre.new_empty(steps, surface.size)
+    path = centre.new_empty(steps // every, surface.size)
+    batches = _dealt(len(surface), batch_size, sampling, generator)
+    place = torch.zeros_like(centre)
     for start in range(0, steps, _TOGETHER):
-        shape = (min(_TOGETHER, steps - start), batch_size)
-        chosen = torch.randint(len(surface), shape, generator=generator).to(centre.device)
-        walk[start : start + _TOGETHER] = surface.minibatch_gradients(centre, chosen) - mean
-    return walk.mul_(-lr).cumsum_(0).add_(centre)
+        most = min(_TOGETHER, steps - start)
+        chosen = torch.stack([next(batches) for _ in range(most)]).to(centre.device)
+        moves = surface.minibatch_gradients(centre, chosen).sub_(mean).mul_(-lr)
+        part = moves.cumsum_(0).add_(place)
+        place = part[-1].clone()
+        kept = part[every - 1 - start % every :: every]
+        path[start // every : start // every + len(kept)] = kept
+    return path.add_(centre)
+
+
+def _dealt(
+    samples: int, batch_size: int, sampling: Sampling, generator: torch.Generator
+) -> Iterator[Tensor]:
+    """Yield batches of sample numbers [B], without end."""
+    while True:
+        if sampling == "replacement":
+            yield torch.randint(samples, (batch_size,), generator=generator)
+            continue
+        order = torch.randperm(samples, generator=generator)
+        yield from (
+            order[b : b + batch_size] for b in range(0, samples - batch_size + 1, batch_size)
+        )
 
 
 def langevin(

@@ -70,6 +70,7 @@ SETTINGS = {
     "replacement_hessian": "… Hessian eigenvectors",
     "replacement_predicted": "… … with predicted τ < T/20",
     "walk": "null: noise at frozen weights, no force",
+    "walk_hessian": "… Hessian eigenvectors, closed form",
     "random_basis": "null: random directions",
     "langevin": "control: Langevin, Hessian eigenvectors, τ < T/20",
     "langevin_pca": "control: Langevin, principal directions",

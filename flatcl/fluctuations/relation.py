@@ -25,6 +25,10 @@ VERSION = 1
 _EQUILIBRIUM = -2.0
 _NEAR = 0.25  # of the control's exponent to theory's, beyond its interval
 _STATIONARY = 1.25  # σ²(T) over σ²(T/2): 1 if stationary, 2 for a walk
+_RATIOS = {
+    "stationarity": "of all weights together",
+    "stationarity_hessian": "in the median of the Hessian's eigenvectors",
+}
 
 
 @dataclass(frozen=True)
@@ -76,12 +80,8 @@ class VarianceFlatness:
         said.append(_against_walk(self.rows.get("pca"), self.rows.get("walk")))
         said.append(_stationary(self.rows.get("hessian_predicted")))
         said.append(_control(self.rows.get("langevin"), self.rows.get("langevin_pca")))
-        ratio = self.facts.get("stationarity")
-        if isinstance(ratio, float) and ratio > _STATIONARY:
-            said.append(
-                f"The window is not stationary: σ²(T)/σ²(T/2) is {ratio:.2f} in the median (1 if "
-                "stationary, 2 for a walk)."
-            )
+        said.append(_held(self.facts.get("over_noise"), self.facts.get("over_noise_replacement")))
+        said += [_moving(self.facts.get(name), of) for name, of in _RATIOS.items()]
         said.append(_flat(self.rows.get("hessian")))
         return " ".join(sentence for sentence in said if sentence)
 
@@ -216,6 +216,27 @@ def _stationary(row: Row | None) -> str:
     if high < 0:
         return f"{text}: the sign of equilibrium."
     return f"{text}: none beyond its error."
+
+
+def _held(ratio: object, replacement: object) -> str:
+    if not isinstance(ratio, float) or not math.isfinite(ratio):
+        return ""
+    text = (
+        f"In the ten sharpest Hessian directions σ² is {ratio:.2g} of what this noise gives "
+        "without a force"
+    )
+    if isinstance(replacement, float) and math.isfinite(replacement):
+        text += f", and with replacement {replacement:.2g}"
+    return f"{text}; below 1 the landscape holds them."
+
+
+def _moving(ratio: object, of: str) -> str:
+    if not isinstance(ratio, float) or not ratio > _STATIONARY:
+        return ""
+    return (
+        f"The window is not stationary: σ²(T)/σ²(T/2) is {ratio:.2f} {of} (1 if stationary, 2 for "
+        "a walk)."
+    )
 
 
 def _flat(row: Row | None) -> str:

@@ -33,6 +33,8 @@ class PowerLaw:
 def participation_ratio(variances: Tensor) -> float:
     """Return (Σ σ²)² / Σ σ⁴, the number of directions that share the variance.
 
+    Of the leading variances alone it is a lower bound, below their number.
+
     Args:
         variances: [k], w².
 

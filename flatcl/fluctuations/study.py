@@ -13,23 +13,19 @@ import torch
 from torch import Tensor
 
 from flatcl.errors import DataError, OptionError, StateError
+from flatcl.fluctuations import parts
 from flatcl.fluctuations.along import Part, along, displacements
 from flatcl.fluctuations.bases import hessian_directions, random_directions
-from flatcl.fluctuations.drift import alignment, linear_drift, without_drift
-from flatcl.fluctuations.noise import Sampling, frozen_walk, gradient_noise, langevin
+from flatcl.fluctuations.drift import without_drift
+from flatcl.fluctuations.noise import Sampling, gradient_noise, noise_alone
 from flatcl.fluctuations.panel import Row, relation
-from flatcl.fluctuations.pca import PrincipalDirections, principal_directions
-from flatcl.fluctuations.spectrum import cosine_overlap
 from flatcl.fluctuations.surface import LossSurface
 
 Keep = Callable[[str, Callable[[], Part]], Part]
 """Returns the part of that name, made by the function if it has not been kept before."""
 
-_MEMORY = 20.0  # a direction relaxes within the window if its τ is below T/20: bias ≤ 10 %
 _LEADING = 50  # Hessian directions that are all looked at; the others by their spacing
-_WANDER = 1e-5  # of |w|: how far the Langevin control walks in flat directions
 _MOST_SEED = 10**15  # the controls' own seeds are a thousand times as large
-_LANGEVIN_LR = 0.3  # times 1/h of its sharpest direction
 
 
 def _anew(name: str, make: Callable[[], Part]) -> Part:
@@ -41,13 +37,14 @@ class Study:
     """One window of SGD, and what is needed to judge it.
 
     Attributes:
-        snapshots: [T, P], w, one a step at constant learning rate; may be mapped from a file.
+        snapshots: [T, P], w, at constant learning rate; may be mapped from a file.
         surface: loss over fixed data, the network at the window's mean weights ⟨w⟩.
         whole: loss over all training data there, for the noise; it may be the same surface.
         lr: η.
         batch_size: B.
         twin: snapshots of a window sampled with replacement, all else equal, and the loss around
             its own mean weights; None where there is none.
+        every: steps from one snapshot to the next, the recorder's stride.
         directions: how many principal directions are measured.
         spacing: of their ranks; the first rank is left out.
         langevin_samples: data of the Langevin control, whose every step is a full gradient.
@@ -62,6 +59,7 @@ class Study:
     lr: float
     batch_size: int
     twin: tuple[Tensor, LossSurface] | None = None
+    every: int = 1
     directions: int = 100
     spacing: int = 10
     langevin_samples: int = 1000
@@ -75,10 +73,10 @@ class Study:
                 f"snapshots have shape {tuple(self.snapshots.shape)}; the surface's block has "
                 f"{self.surface.size} weights"
             )
-        if not self.lr > 0 or self.directions < 1 or self.spacing < 1:
+        if not self.lr > 0 or min(self.directions, self.spacing, self.every) < 1:
             raise OptionError(
-                f"lr {self.lr:g}, directions {self.directions}, spacing {self.spacing}: all must "
-                "be above 0"
+                f"lr {self.lr:g}, directions {self.directions}, spacing {self.spacing}, every "
+                f"{self.every}: all must be above 0"
             )
         if not 0 <= self.seed <= _MOST_SEED:
             raise OptionError(f"seed is {self.seed}: give a whole number from 0 to {_MOST_SEED}")
@@ -87,6 +85,11 @@ class Study:
                 f"{len(self.snapshots)} snapshots of {self.surface.size} weights have no direction "
                 f"of rank {self.spacing} beside the drift: record longer or lower spacing"
             )
+
+    @property
+    def steps(self) -> int:
+        """Steps of SGD that the window lasts."""
+        return len(self.snapshots) * self.every
 
     @property
     def ranks(self) -> list[int]:
@@ -101,30 +104,13 @@ class Study:
             Beside what every part has: ``spectrum`` [k] and ``total``, all variances; ``scores``
             [T, 6] of the first directions; ``cosine`` [20], their likeness to a random walk's;
             ``cos_mean`` and ``cos_drift`` [6], |cos| of the first directions with the mean weights
-            and with the linear drift.
+            and with the linear drift. A surface that is not at the window's mean is a DataError.
         """
-
-        def make() -> Part:
-            found = principal_directions(self.snapshots, self.ranks[-1] + 1)
-            leading = found.directions[:20].double()
-            scores = displacements(self.snapshots, leading)
-            part = self._chosen(found, self.snapshots, self.surface)
-            return part | {
-                "spectrum": found.variances,
-                "total": torch.tensor(found.total, dtype=torch.float64),
-                "scores": scores[:, :6],
-                "cosine": cosine_overlap(scores),
-                "cos_mean": alignment(leading[:6], found.mean.double()),
-                "cos_drift": alignment(leading[:6], linear_drift(self.snapshots)),
-            }
-
-        return self.keep("pca", make)
+        return self.keep("pca", lambda: parts.described(self.snapshots, self.surface, self.ranks))
 
     def detrended(self) -> Part:
         """Return the same as ``principal`` of the window less its linear drift."""
-        return self.keep(
-            "detrended", lambda: self._principal(without_drift(self.snapshots), self.surface)
-        )
+        return self.keep("detrended", lambda: self._principal(without_drift(self.snapshots)))
 
     def split(self) -> Part:
         """Return directions of one half-window with their variances in the other.
@@ -135,7 +121,7 @@ class Study:
         def make() -> Part:
             half = len(self.snapshots) // 2
             first, second = self.snapshots[:half], self.snapshots[half:]
-            part = self._principal(first, self.surface)
+            part = self._principal(first)
             scores = displacements(second, part["directions"])
             return part | {"variances": scores.var(0, unbiased=False)}
 
@@ -158,6 +144,24 @@ class Study:
         """Return the minibatch gradient's variance along the principal directions, nats²/w²."""
         return self.keep("noise", lambda: {"c": self._noise(self.principal()["directions"])})["c"]
 
+    def noise_alone(self, *, sampling: Sampling | None = None) -> Tensor:
+        """Return what noise without a force would give along the directions of ``hessian``.
+
+        Args:
+            sampling: of the minibatches; the window's if None.
+
+        Returns:
+            σ² [k], w², in closed form.
+        """
+        dealt = (sampling or self.sampling) == "shuffle"
+        batches = len(self.whole) // self.batch_size
+        return noise_alone(
+            self.hessian()["noise"],
+            lr=self.lr,
+            steps=self.steps,
+            batches=batches if dealt and batches > 1 else None,
+        )
+
     def random_basis(self) -> Part:
         """Return what is measured along directions drawn at random."""
 
@@ -169,51 +173,43 @@ class Study:
         return self.keep("random_basis", make)
 
     def walk(self) -> Part:
-        """Return the null: SGD's noise at frozen weights, its own principal directions."""
+        """Return the null: SGD's noise at frozen weights, its own principal directions.
 
-        def make() -> Part:
-            path = frozen_walk(
-                self.whole.to(torch.float32),
+        Returns:
+            Beside what every part has ``cosine`` [20], as ``principal``: noise alone, unless it is
+            the same in all directions, is like a walk's in few of them.
+        """
+        return self.keep(
+            "walk",
+            lambda: parts.walk(
+                self.whole,
+                self.surface,
+                self.ranks,
                 lr=self.lr,
                 batch_size=self.batch_size,
-                steps=len(self.snapshots),
+                steps=self.steps,
+                every=self.every,
+                sampling=self.sampling,
                 generator=self._generator(2),
-            )
-            return self._principal(path, self.surface)
-
-        return self.keep("walk", make)
+            ),
+        )
 
     def langevin(self) -> tuple[Part, Part]:
         """Return the control in its Hessian's eigenvectors, and in its principal directions.
 
         Full gradients of a fixed subset with isotropic noise; Hessian and flatness are of the same
-        subset. The rate is a share of 1/h of the sharpest direction, so that many directions relax
-        within as many steps as the window has; the temperature is so low that the walk in flat
-        directions crosses few kinks of the loss, each of which would push it on for good, and so
-        asks for the surface's own arithmetic: in float32 rounding is as large.
+        subset. A loss that curves upwards nowhere is a DataError.
         """
-        samples = max(1, min(self.langevin_samples, len(self.surface) // 2))
-        part = self.surface.subset(samples, self._generator(3))
-        steps = len(self.snapshots)
-        wander = _WANDER * float(part.reference.norm())
 
         def make() -> Part:
-            found = hessian_directions(part)
-            lr = _LANGEVIN_LR / float(found.values[0])
-            snapshots = langevin(
-                part,
-                lr=lr,
-                temperature=wander**2 / (2.0 * lr * 2 * steps * part.size),
-                steps=steps,
-                burn_in=steps,
+            samples = max(1, min(self.langevin_samples, len(self.surface) // 2))
+            return parts.langevin_control(
+                self.surface.subset(samples, self._generator(3)),
+                self.ranks,
+                steps=len(self.snapshots),
+                directions=self.directions,
                 generator=self._generator(4),
             )
-            fast = int((found.values > _MEMORY / (lr * steps)).sum())
-            stride = max(1, fast // self.directions)
-            eigen = along(snapshots, found.vectors[:fast:stride][: self.directions], part)
-            principal = self._principal(snapshots, part)
-            eigen["lr"] = torch.tensor(lr, dtype=torch.float64)
-            return eigen | {f"pca_{name}": value for name, value in principal.items()}
 
         both = self.keep("langevin", make)
         eigen = {n: v for n, v in both.items() if not n.startswith("pca_")}
@@ -222,7 +218,7 @@ class Study:
     def twin_principal(self) -> Part:
         """Return the twin's principal directions and what is measured along them."""
         snapshots, surface = self._twin()
-        return self.keep("twin_principal", lambda: self._principal(snapshots, surface))
+        return self.keep("twin_principal", lambda: parts.principal(snapshots, surface, self.ranks))
 
     def twin_hessian(self) -> Part:
         """Return what the twin gives along the Hessian's eigenvectors of ``hessian``."""
@@ -245,7 +241,7 @@ class Study:
             return rows
         rows += [
             self._row("pca_predicted", pca, self._fast(pca)),
-            self._row("pca_measured", pca, pca["tau"] < len(self.snapshots) / _MEMORY),
+            self._row("pca_measured", pca, pca["tau"] < len(self.snapshots) / parts.MEMORY),
             self._row("pca_split", self.split()),
             self._row("pca_detrended", self.detrended()),
         ]
@@ -259,9 +255,14 @@ class Study:
                 self._row("replacement_hessian", eigen),
                 self._row("replacement_predicted", eigen, self._fast(eigen)),
             ]
-        rows += [self._row("walk", self.walk()), self._row("random_basis", self.random_basis())]
-        in_hessian, in_principal = self.langevin()
-        rows += [self._row("langevin", in_hessian), self._row("langevin_pca", in_principal)]
+        rows += [
+            self._row("walk", self.walk()),
+            self._row("walk_hessian", hessian | {"variances": self.noise_alone()}),
+            self._row("random_basis", self.random_basis()),
+        ]
+        if float(hessian["eigenvalues"][0]) > 0:
+            in_hessian, in_principal = self.langevin()
+            rows += [self._row("langevin", in_hessian), self._row("langevin_pca", in_principal)]
         return rows
 
     def _twin(self) -> tuple[Tensor, LossSurface]:
@@ -276,21 +277,10 @@ class Study:
 
     def _fast(self, part: Part) -> Tensor:
         # Their predicted time 1/(ηh) is below T/20.
-        return part["curvature"] > _MEMORY / (self.lr * len(self.snapshots))
+        return part["curvature"] > parts.MEMORY / (self.lr * self.steps)
 
-    def _principal(self, snapshots: Tensor, surface: LossSurface) -> Part:
-        found = principal_directions(snapshots, self.ranks[-1] + 1)
-        return self._chosen(found, snapshots, surface)
-
-    def _chosen(self, found: PrincipalDirections, snapshots: Tensor, surface: LossSurface) -> Part:
-        chosen = [i for i in self.ranks if i < len(found.variances)]
-        if not chosen:
-            raise DataError(
-                f"the weights vary along {len(found.variances)} directions, none of rank "
-                f"{self.spacing} beside the drift: lower spacing, or widen the layers"
-            )
-        part = along(snapshots, found.directions[chosen].double(), surface)
-        return part | {"variances": found.variances[chosen]}
+    def _principal(self, snapshots: Tensor) -> Part:
+        return parts.principal(snapshots, self.surface, self.ranks)
 
     def _noise(self, rows: Tensor) -> Tensor:
         return gradient_noise(self.whole, rows, batch_size=self.batch_size, sampling=self.sampling)

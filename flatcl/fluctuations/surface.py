@@ -107,6 +107,20 @@ class LossSurface:
             part.inputs, part.targets = self.inputs[chosen], self.targets[chosen]
         return part
 
+    def around(self, snapshots: Tensor) -> LossSurface:
+        """Return the same surface with a window's mean for its centre.
+
+        Args:
+            snapshots: [T, P], w; weights outside the block stay as the model has them.
+
+        Returns:
+            A surface of the same data.
+        """
+        other = object.__new__(LossSurface)
+        mean = self._cast(snapshots.mean(0, dtype=torch.float64))
+        other.__dict__.update(self.__dict__, reference=mean)
+        return other
+
     def to(self, dtype: torch.dtype) -> LossSurface:
         """Return the same surface in another arithmetic, for what needs speed before digits.
 

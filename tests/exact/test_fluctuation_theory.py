@@ -169,3 +169,24 @@ def test_the_null_slopes(g):
     F = [exact.flatness(0.1, x) for x in h]
     slope = np.polyfit(np.log(F), np.log(variance), 1)[0]
     assert slope == pytest.approx(exact.null_exponent(g), abs=0.01)
+
+
+@pytest.mark.parametrize("window", [200, 73, 11, 1])
+def test_noise_alone_dealt_anew_is_a_string_of_bridges(rng, window):
+    M, lr = 20, 0.3
+    noise = rng.standard_normal(M)
+    noise -= noise.mean()
+    epochs = -(-window // M)
+    order = rng.permuted(np.tile(noise, (20_000, epochs, 1)), axis=2).reshape(20_000, -1)
+    paths = lr * np.cumsum(order[:, :window], axis=1)
+    found = exact.frozen_variance(float(noise.var()), lr=lr, window=window, batches=M)
+    assert paths.var(1).mean() == pytest.approx(found, rel=0.015, abs=1e-12)
+
+
+def test_noise_alone_is_the_limit_without_a_force():
+    c, h = 2.0, 1e-7
+    walk = exact.frozen_variance(c, lr=LR, window=100)
+    bound = exact.stationary_variance(1e3 * h, c, lr=LR)
+    assert exact.windowed_variance(bound, 1 - LR * 1e3 * h, 100) == pytest.approx(walk, rel=1e-3)
+    bridges = exact.frozen_variance(c, lr=LR, window=10**6, batches=20)
+    assert bridges == pytest.approx(exact.reshuffled_variance(h, c, lr=LR, batches=20), rel=1e-4)

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import ast
+import importlib
 import json
 import platform
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
+import flatcl
+from flatcl import records
 from flatcl.protocol import CompareOptions
 from flatcl.records import Cell, Record, load, path_of, save
 from flatcl.versions import machine
@@ -67,3 +72,25 @@ def test_what_cannot_be_a_record_is_none(tmp_path, wrong):
     assert load(tmp_path, OPTIONS, CELL) is not None
     path.write_text(json.dumps(json.loads(path.read_text()) | wrong))
     assert load(tmp_path, OPTIONS, CELL) is None
+
+
+def test_the_code_of_the_published_method_is_all_that_it_takes_of_the_analysis():
+    """A file that it imports and that is left out would change its runs without a new record."""
+    root = Path(flatcl.__file__).parent
+    wanted = [*(root / "published").glob("*.py"), root / "published_plugin.py"]
+    for path in wanted:  # which grows meanwhile
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        for node in ast.walk(tree):
+            if not isinstance(node, ast.ImportFrom) or not str(node.module).startswith(
+                "flatcl.fluctuations"
+            ):
+                continue
+            for name in node.names:
+                found = getattr(importlib.import_module(str(node.module)), name.name)
+                module = getattr(found, "__module__", None) or str(node.module)
+                other = root / "fluctuations" / f"{module.split('.')[-1]}.py"
+                if module.startswith("flatcl.fluctuations.") and other not in wanted:
+                    wanted.append(other)
+    used = {f"fluctuations/{p.name}" for p in wanted if p.parent.name == "fluctuations"}
+    assert "fluctuations/pca.py" in used
+    assert used <= set(records._PUBLISHED_CODE)

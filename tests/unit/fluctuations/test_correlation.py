@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from flatcl import exact
-from flatcl.errors import DataError, OptionError
+from flatcl.errors import DataError, NonFiniteError, OptionError
 from flatcl.fluctuations import (
     autocorrelation,
     effective_samples,
@@ -18,6 +18,7 @@ from flatcl.fluctuations import (
     mean_squared_displacement,
     stationarity,
     variance_ratio_time,
+    whole_stationarity,
 )
 
 
@@ -126,3 +127,69 @@ def test_series_without_an_answer_are_refused():
     zero = torch.zeros(3, 2)
     with pytest.raises(DataError, match="all 0"):
         fluctuation_dissipation(zero, zero, zero[:, 0], lr=0.1)
+
+
+@pytest.mark.parametrize("a", [-0.5, -0.9])
+def test_a_series_that_goes_to_and_fro_has_a_time_below_one(a):
+    x = ar1(a, 40_000, 3)
+    assert float(integrated_time(x).mean()) == pytest.approx(exact.integrated_time(a), abs=0.03)
+    means, variances = effective_samples(ar1(-0.5, 40_000, 3))
+    assert float(means.mean()) == pytest.approx(120_000, rel=0.1)
+    assert float(variances.mean()) == pytest.approx(40_000 * 0.75 / 1.25, rel=0.1)
+
+
+def test_a_time_that_cannot_be_is_refused():
+    swing = torch.tensor([1.0, -1.0] * 10, dtype=torch.float64)[:, None]
+    with pytest.raises(DataError, match="20 snapshots give an integrated correlation time of"):
+        integrated_time(swing)
+
+
+@pytest.mark.parametrize("measure", [efold_time, stationarity, variance_ratio_time])
+@pytest.mark.parametrize("value", [0.1, 0.3])
+def test_a_constant_whose_mean_is_rounded_does_not_vary(measure, value):
+    still = torch.full((997, 1), value, dtype=torch.float64)
+    with pytest.raises(DataError, match="does not vary"):
+        measure(torch.cat([ar1(0.5, 997), still], dim=1))
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_series_that_is_not_finite_is_refused(bad):
+    x = ar1(0.5, 100)
+    x[50] = bad
+    for measure in (efold_time, stationarity, variance_ratio_time, autocorrelation):
+        with pytest.raises(NonFiniteError, match="not finite"):
+            measure(x)
+
+
+def test_a_whole_window_tells_what_its_principal_directions_hide():
+    g = torch.Generator().manual_seed(3)
+    walk = torch.randn(2000, 300, generator=g, dtype=torch.float64).cumsum(0)
+    directions = torch.linalg.svd(walk - walk.mean(0), full_matrices=False).Vh[10:110]
+    hidden = stationarity((walk - walk.mean(0)) @ directions.T)
+    assert float(hidden.median()) == pytest.approx(1.0, abs=0.01)  # as if it were stationary
+    assert whole_stationarity(walk) == pytest.approx(2.0, rel=0.1)
+    assert whole_stationarity(torch.arange(1000.0)[:, None]) == pytest.approx(4.0, rel=0.01)
+    assert whole_stationarity(ar1(0.5, 4000, 20)) == pytest.approx(1.0, abs=0.01)
+    for few, reason in ((walk[:3], "at least 4"), (torch.ones(9, 2), "do not move")):
+        with pytest.raises(DataError, match=reason):
+            whole_stationarity(few)
+
+
+def test_dissipation_about_the_start_tells_a_walk_from_a_bound_state():
+    g = torch.Generator().manual_seed(4)
+    noise = torch.randn(4000, 50, generator=g, dtype=torch.float64)
+    ratios = {}
+    for h in (0.0, 1.0):
+        w, path, slopes = torch.zeros(50, dtype=torch.float64), [], []
+        for xi in noise:
+            path.append(w)
+            slopes.append(h * w + xi)
+            w = w - 0.1 * slopes[-1]
+        weights, gradients = torch.stack(path), torch.stack(slopes)
+        squares = gradients.square().sum(1)
+        for name, centre in (("mean", weights.mean(0)), ("start", weights[0])):
+            found = fluctuation_dissipation(weights - centre, gradients, squares, lr=0.1)
+            ratios[h, name] = found
+    assert ratios[0.0, "start"] == pytest.approx(0.0, abs=0.5)
+    assert ratios[1.0, "start"] == pytest.approx(1.0, abs=0.05)
+    assert ratios[0.0, "mean"] == pytest.approx(1.0, abs=0.5)  # which says nothing

@@ -18,6 +18,8 @@ from flatcl.fluctuations.noise import (
     frozen_walk,
     gradient_noise,
     langevin,
+    noise_alone,
+    over_noise,
     temperature_profile,
 )
 from flatcl.fluctuations.surface import LossSurface
@@ -269,3 +271,38 @@ def test_langevin_that_diverges_is_refused(generator):
     surface = quadratic(torch.full((2,), 100.0, dtype=torch.float64))
     with pytest.raises(NonFiniteError, match=r"diverged: lower lr 0\.1"):
         langevin(surface, lr=0.1, temperature=1.0, steps=100, burn_in=300, generator=generator)
+
+
+def test_a_walk_of_dealt_batches_returns_at_each_epoch_s_end(generator):
+    surface = softmax_regression(42)
+    options = {"lr": LR, "batch_size": 6, "sampling": "shuffle"}
+    path = frozen_walk(surface, steps=600, generator=generator, **options).double()
+    ends = path[6::7] - surface.reference
+    assert float(ends.abs().max()) < 1e-5 * float((path - surface.reference).abs().max()) + 1e-6
+    long = frozen_walk(surface, steps=7 * 700, generator=generator, **options).double()
+    axes = random_directions(surface.size, 5, generator=generator)
+    theta = (long - long.mean(0)) @ axes.double().T
+    c = gradient_noise(surface, axes, batch_size=6, sampling="shuffle")
+    expected = noise_alone(c, lr=LR, steps=7 * 700, batches=7)
+    torch.testing.assert_close(theta.var(0, unbiased=False), expected, rtol=0.1, atol=0.0)
+    assert over_noise(0.25 * expected, expected) == pytest.approx(0.25)
+
+
+@pytest.mark.parametrize("sampling", ["shuffle", "replacement"])
+@pytest.mark.parametrize("every", [2, 3, 7])
+def test_a_stride_leaves_out_steps_of_the_same_walk(sampling, every):
+    surface = softmax_regression(42)
+    options = {"lr": LR, "batch_size": 5, "steps": 600, "sampling": sampling}
+    whole, some = (
+        frozen_walk(surface, generator=torch.Generator().manual_seed(5), every=k, **options)
+        for k in (1, every)
+    )
+    torch.testing.assert_close(some, whole[every - 1 :: every][: 600 // every])
+
+
+def test_a_walk_that_cannot_be_is_refused(generator):
+    surface = softmax_regression(42)
+    for bad in ({"batch_size": 43, "sampling": "shuffle"}, {"every": 11}, {"steps": 0}):
+        options = {"lr": LR, "batch_size": 5, "steps": 10, **bad}
+        with pytest.raises(OptionError, match=r"batch_size|every"):
+            frozen_walk(surface, generator=generator, **options)

@@ -488,6 +488,12 @@ def test_the_verdict_on_the_control_and_on_the_window():
     assert "in doubt" not in text
     assert "Langevin" not in result(pca, row("langevin")).verdict()
     moving = result(pca, stationarity=1.8).verdict()
-    assert "The window is not stationary: σ²(T)/σ²(T/2) is 1.80 in the median" in moving
+    assert "The window is not stationary: σ²(T)/σ²(T/2) is 1.80 of all weights" in moving
     for ratio in (1.0, 1.25, None):
         assert "not stationary" not in result(pca, stationarity=ratio).verdict()
+    text = result(pca, stationarity=1.0, stationarity_hessian=2.2).verdict()
+    assert "is 2.20 in the median of the Hessian's eigenvectors" in text
+    text = result(pca, over_noise=0.8, over_noise_replacement=0.19).verdict()
+    assert "σ² is 0.8 of what this noise gives without a force, and with replacement 0.19;" in text
+    assert "without a force;" in result(pca, over_noise=0.8).verdict()
+    assert "without a force" not in result(pca, over_noise=None).verdict()

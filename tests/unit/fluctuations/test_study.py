@@ -167,6 +167,53 @@ def test_a_study_s_seed_leaves_room_for_its_controls_own(study: Study) -> None:
 
 
 def test_weights_that_vary_along_too_few_directions_are_refused_by_name(study: Study) -> None:
-    path = study.snapshots[:, :3] @ torch.randn(3, P).double() + 1.0
+    path = study.snapshots[:, :3] @ torch.randn(3, P).double()
+    path += 1.0 - path.mean(0)
     with pytest.raises(DataError, match=r"vary along 3 directions, none of rank 10 .* lower spac"):
         replace(study, snapshots=path, spacing=10).principal()
+
+
+def test_a_surface_that_is_not_at_the_window_s_mean_is_refused(study: Study) -> None:
+    spread = float(study.snapshots.var(0, unbiased=False).sum().sqrt())
+    moved = study.snapshots + 0.6 * spread / P**0.5
+    with pytest.raises(DataError, match=r"from the window's mean, 0\.6.* times its spread"):
+        replace(study, snapshots=moved).rows(panel=False)
+    near = study.snapshots + 0.3 * spread / P**0.5
+    assert replace(study, snapshots=near).rows(panel=False)[0].psi is not None
+
+
+def test_a_stride_counts_in_steps(study: Study) -> None:
+    """The same directions relax in time, and the null lasts as many steps."""
+    every = 3
+    strided = replace(study, snapshots=study.snapshots[every - 1 :: every], every=every)
+    assert strided.steps == study.steps
+    rows, some = ({row.name: row for row in s.rows()} for s in (study, strided))
+    assert some["hessian_predicted"].directions == rows["hessian_predicted"].directions > 0
+    alone, thinned = study.noise_alone(), strided.noise_alone()
+    torch.testing.assert_close(thinned, alone)
+    ratio = float(strided.walk()["variances"][0] / study.walk()["variances"][0])
+    assert ratio == pytest.approx(1.0, rel=0.05)
+
+
+def test_the_null_in_the_hessian_s_basis_knows_a_force(study: Study) -> None:
+    independent = replace(study, sampling="replacement")
+    alone = independent.noise_alone()
+    c = independent.hessian()["noise"]
+    expected = [exact.frozen_variance(float(x), lr=LR, window=STEPS) for x in c]
+    torch.testing.assert_close(alone, torch.tensor(expected, dtype=torch.float64))
+    found = independent.hessian()["variances"] / alone
+    assert float(found.max()) < 0.3  # every direction relaxes within the window
+    row = {row.name: row for row in independent.rows()}["walk_hessian"]
+    assert row.psi == pytest.approx(2.0, abs=0.01)  # c ∝ h here, and no force: 2g
+
+
+def test_a_loss_without_curvature_has_no_langevin_control(study: Study) -> None:
+    slopes = torch.randn(200, P, generator=torch.Generator().manual_seed(6), dtype=torch.float64)
+    flat = LossSurface(
+        Weights(P), torch.zeros_like(slopes), slopes, loss=lambda w, y: 1.0 + (w * y).sum(1)
+    )
+    names = [row.name for row in replace(study, surface=flat, whole=flat).rows()]
+    assert "hessian" in names
+    assert "langevin" not in names
+    with pytest.raises(DataError, match="largest eigenvalue is 0"):
+        replace(study, surface=flat, whole=flat).langevin()
