@@ -21,7 +21,8 @@ from flatcl.cells import run_cell
 from flatcl.records import Record, load
 from flatcl.scores import scores
 
-_OUTCOME = ("status", "accuracy", "loss", "bytes_held")
+OUTCOME = ("status", "accuracy", "loss", "bytes_held")
+"""What two runs have to agree in, bit for bit, to be the same."""
 
 
 def check(lab: Lab, chosen: Sequence[Protocol], seed: int) -> bool:
@@ -76,7 +77,7 @@ def compared(before: Record, now: Record, row: Sequence[Record]) -> tuple[bool, 
     Returns:
         Whether it is, and that in words.
     """
-    other = [name for name in _OUTCOME if getattr(before, name) != getattr(now, name)]
+    other = [name for name in OUTCOME if getattr(before, name) != getattr(now, name)]
     if not other:
         return True, "bit for bit"
     said = f"another {', '.join(other)}"
@@ -122,13 +123,13 @@ def carry_over(
     same, other = [], 0
     for job, before in pairs:
         now = _now(job)
-        if now is not None and all(before[name] == getattr(now, name) for name in _OUTCOME):
+        if now is not None and all(before[name] == getattr(now, name) for name in OUTCOME):
             same.append(Repeat(job.protocol, job.method, job.cell.seed, before["code"], job.code))
         else:
             other += 1
             print(f"{job.protocol}, {job.method}: {before['code']} made other runs")
             if now is not None and before.get("machine") != now.machine:
-                print("  on another kind of machine: there its runs may be the same")
+                print("  on another kind of machine: --beside REVISION asks both codes here")
     lab.carry(same)
     return len(same), other
 

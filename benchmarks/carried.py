@@ -22,6 +22,7 @@ class Repeat:
         seed: the repeat that both made, in the regime without tuning or of a search.
         earlier: hash of the code before.
         present: hash of the code after.
+        tasks: how many of the stream's first both made; None for all.
     """
 
     protocol: str
@@ -29,6 +30,7 @@ class Repeat:
     seed: int
     earlier: str
     present: str
+    tasks: int | None = None
 
 
 class Carried:
@@ -62,7 +64,9 @@ class Carried:
         Args:
             folder: of the lab's results.
         """
-        write_json(folder / _FILE, [asdict(one) for one in self.repeats])
+        content = [asdict(one) for one in self.repeats]
+        whole = [{k: v for k, v in one.items() if v is not None} for one in content]
+        write_json(folder / _FILE, whole)
 
     def codes(self, protocol: str, method: str, present: str) -> list[str]:
         """Return the earlier code whose runs count, through any number of changes.

@@ -4,7 +4,8 @@
 renders the report. It goes on where it stopped: every finished run is a file of its own, written at
 once. ``--check`` makes one finished run of each protocol again and compares. After a change of
 flatcl's code, ``--carry-over`` makes one run of each method and protocol again: where it comes out
-the same bit for bit, the runs that the code before made count on.
+the same bit for bit, the runs that the code before made count on; on another kind of machine than
+made the records, ``--beside REVISION`` asks the earlier code in their place.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from typing import get_args
 
 from benchmarks.about import ProtocolAbout
 from benchmarks.again import carry_over, check
+from benchmarks.beside import carry_beside
 from benchmarks.cluster import BACKENDS, Cluster
 from benchmarks.lab import RESULTS, Job, Lab, methods_of
 from benchmarks.lab_methods import lab_methods
@@ -36,7 +38,7 @@ from flatcl.versions import versions
 _HEEDED = {
     "list": {"methods", "regimes", "seeds"},
     "check": set(),
-    "carry_over": {"methods", "jobs", "backend", "cluster"},
+    "carry_over": {"methods", "jobs", "backend", "cluster", "beside"},
     "render": set(),
 }
 
@@ -97,8 +99,16 @@ def _main() -> int:
         help="count the runs of earlier code where one, made again, comes out the same",
     )
     instead.add_argument("--render", action="store_true", help="only render")
+    parser.add_argument(
+        "--beside",
+        metavar="REVISION",
+        help="with --carry-over: let that revision of the code and the present one both make the "
+        "first tasks here, in place of asking records that another kind of machine made",
+    )
     chosen = parser.parse_args()
     _refuse_idle(parser, chosen)
+    if chosen.beside and not chosen.carry_over:
+        parser.error("--beside goes with --carry-over")
     strange = [name for name in chosen.protocols if name not in known]
     strange += [name for name in chosen.methods if name not in lab_methods()]
     strange += [name for name in chosen.regimes if name not in REGIMES]
@@ -120,7 +130,10 @@ def _main() -> int:
         return 0
     where = Cluster(chosen.backend, chosen.jobs, chosen.cluster)
     if chosen.carry_over:
-        same, other = carry_over(lab, picked, chosen.methods, where)
+        if chosen.beside:
+            same, other = carry_beside(lab, picked, chosen.methods, chosen.beside)
+        else:
+            same, other = carry_over(lab, picked, chosen.methods, where)
         print(f"{same} methods of earlier code carried over, {other} to be run again")
         return 0
     failed: list[Job] = []
