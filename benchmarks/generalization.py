@@ -17,8 +17,9 @@ from typing import Any
 
 from flatcl.duality_plots import plot_study
 from flatcl.generalize import Study, generalize, missing
+from flatcl.generalize_effects import Effect, left_out, levels
 from flatcl.generalize_options import GeneralizeOptions
-from flatcl.generalize_summary import Effect, correlations_table, effects_table, facts_of
+from flatcl.generalize_summary import correlations_table, effects_table, facts_of, levels_table
 from flatcl.io import write_bytes
 from flatcl.plots import png
 from flatcl.tables import markdown_table
@@ -61,18 +62,30 @@ on is below {loss:g}; the {weights} weights between the hidden layers are looked
 Each row compares a knob's last value with its first, paired by seed: the ratio with its 95 %
 t-interval. *Sharpness* is (Σσ_g²)^½, *size* (Σσ_w²)^½ over all directions, *c* the mean correlation
 weighted with σ_gσ_w. The gap moves *through* a factor that changes the gap's way, outside its
-interval.
+interval. It is not *monotone* where one step from value to value raises it and another lowers it,
+both outside their intervals.
+"""
+_LEFT_OUT = """{sentences}
+With either, the first {epochs} epochs are regularised and the loss counts only after them: 0 is
+another schedule of training, not the smallest of the values.
+"""
+_LEVELS = """## Every value
+
+Means over repeats, and the gap's ratio to that at the value before, paired by seed. The networks
+in which nothing is turned are the same for every knob.
 """
 _CLAIMED = """## Beside the paper's claims
 
 As recalled from the paper, not read again; "–" where nothing was recalled. Weight decay (β|w|²/2)
 and dropout act during the first {epochs} epochs and then end, for under them the loss is hardly
-reached; how the paper ends them is not known.
+reached; how the paper ends them is not known. For these two "up" is from the first value above 0
+to the last.
 """
 _EXPLAINS = """## What goes with the gap
 
-Over all networks of the sweep that reached the loss. Σ sharpness × size is near the gap by
-construction (the gap is Σ c σ_g σ_w); that it ranks networks says that c varies little.
+Over all networks of the sweep that reached the loss and whose measure is known: c is not where
+nothing moves along some direction. Σ sharpness × size is near the gap by construction (the gap is
+Σ c σ_g σ_w), and c itself goes with the gap.
 """
 _BUILT_IN = """## What is found and what is built in
 """
@@ -121,7 +134,12 @@ def text(study: Study) -> str:
     parts = [
         head,
         effects_table(study.effects),
+        _LEFT_OUT.format(
+            sentences="\n".join(left_out(study.rows)), epochs=OPTIONS.regularised_epochs
+        ),
         _FIGURE,
+        _LEVELS,
+        levels_table(levels(study.rows)),
         _CLAIMED.format(epochs=OPTIONS.regularised_epochs),
         claims_table(study.effects),
         _EXPLAINS,
@@ -147,7 +165,8 @@ def claims_table(effects: Sequence[Effect]) -> str:
         for name, claimed in CLAIMS[effect.knob].items():
             found = effect.changes[name].sign
             said = "" if claimed is None else " ✓" if found == claimed else " ✗"
-            cells += [_WAY[claimed], _WAY[found] + said]
+            bent = ", not monotone" if name == "gap" and not effect.monotone else ""
+            cells += [_WAY[claimed], _WAY[found] + said + bent]
         lines.append(cells)
     header = ["knob"]
     for name in ("gap", "sharpness", "size"):

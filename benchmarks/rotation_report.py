@@ -7,7 +7,6 @@ from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
-import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import StrMethodFormatter
 from scipy.stats import spearmanr
@@ -17,7 +16,9 @@ from flatcl.plots import png
 from flatcl.tables import markdown_table
 
 Row = Mapping[str, Any]
+Forecast = Callable[[Row], float]
 LAYERS = ("first", "second", "third")
+_TRAINED = {"naive": "forgetting, Naive", "ldc": "forgetting, LDC"}
 _OUTCOMES: dict[str, Callable[[Row], list[float]]] = {
     "zero-shot": lambda row: row["zero_shot"],
     "forgetting, Naive": lambda row: row["trained"]["naive"]["forgetting"],
@@ -47,18 +48,23 @@ weights from the upright one. LDC's constraint K of the first task gives the mov
 upright test images after one epoch on the turned ones, without LDC and with it (strength as in the
 defaults, the constraint alone). ρ is Spearman's: *pooled* over all repeats, angles and classes;
 *within* an angle over its classes, the mean over angles and repeats, where no common growth with
-the angle helps. *Ratio* is the median of predicted to measured over angles' means: 1 is a forecast
-in the right nats. Layers are several accounts of one change, not parts of it.
+the angle helps. *Ratio* is the median of predicted to measured over repeats and angles, each a mean
+over classes: 1 is a forecast in the right nats. "31 of 50" are those it rests on: an energy is
+never below 0, so where the loss fell the forecast has the wrong sign and there is no ratio. Layers
+are several accounts of one change, not parts of it.
 """
 _SAMPLES = """## Image by image
 
 Spearman's ρ of the energy of an image's own move with the rise of its own loss, mean over repeats.
 """
-_LINEAR = """## What the linear forecast misses
+_LINEAR = """## Beside the linear forecast
 
 The usual forecast is the energy of the weights' own displacement after training,
-½ (w − w*)ᵀK(w − w*). Beside it the energy of the dual moves (third layer), known before training.
-Means over repeats, nats.
+½ (w − w*)ᵀK(w − w*). Beside it the energy of the dual moves, known before training. Means over
+repeats, nats.
+"""
+_ERRORS = """The factor by which the forecasts of forgetting are off: the median, and the largest,
+over repeats and angles at which the loss rose. At the others every forecast has the wrong sign.
 """
 _FIGURE = """![Energy of the dual moves against the loss of turned images](../docs/rotation.png)
 """
@@ -82,10 +88,12 @@ def render(repeats: Sequence[Mapping[str, Any]], folder: Path) -> None:
         _samples(rows, angles),
         _LINEAR,
         _linear(rows, angles),
-        "\n" + _sentences(rows),
+        _ERRORS,
+        _errors(rows, angles),
+        _sentences(rows, angles),
     ]
     write_bytes(folder / "ROTATION.md", "\n".join(p.rstrip() + "\n" for p in parts).encode())
-    write_bytes(folder.parent / "docs" / "rotation.png", png(_figure(rows, angles), dpi=130))
+    write_bytes(folder.parent / "docs" / "rotation.png", png(_figure(rows, angles), dpi=100))
 
 
 def _rho(first: Sequence[float], second: Sequence[float]) -> float:
@@ -105,11 +113,21 @@ def _within(rows: Sequence[Row], predictor: str, outcome: str) -> float:
     return fmean(_rho(_PREDICTORS[predictor](row), _OUTCOMES[outcome](row)) for row in rows)
 
 
+def _risen(rows: Sequence[Row], outcome: str) -> list[Row]:
+    """Return the rows whose loss rose: no energy can be in ratio to a fall."""
+    return [row for row in rows if fmean(_OUTCOMES[outcome](row)) > 0]
+
+
 def _ratio(rows: Sequence[Row], predictor: str, outcome: str) -> str:
     if not predictor.startswith("½"):
         return "–"
-    pairs = [(fmean(_PREDICTORS[predictor](r)), fmean(_OUTCOMES[outcome](r))) for r in rows]
-    return f"{median(a / b for a, b in pairs if b > 0):.2f}"
+    used = _risen(rows, outcome)
+    if not used:
+        return f"– (0 of {len(rows)})"
+    middle = median(
+        fmean(_PREDICTORS[predictor](row)) / fmean(_OUTCOMES[outcome](row)) for row in used
+    )
+    return f"{middle:.2f}" + ("" if len(used) == len(rows) else f" ({len(used)} of {len(rows)})")
 
 
 def _table(rows: Sequence[Row]) -> str:
@@ -144,12 +162,12 @@ def _samples(rows: Sequence[Row], angles: Sequence[int]) -> str:
 
 
 def _linear(rows: Sequence[Row], angles: Sequence[int]) -> str:
-    def mean(pick: Callable[[Row], float], angle: int) -> str:
+    def mean(pick: Forecast, angle: int) -> str:
         return f"{fmean(pick(row) for row in rows if row['angle'] == angle):.3f}"
 
-    picks: dict[str, Callable[[Row], float]] = {
+    picks: dict[str, Forecast] = {
         "zero-shot rise": lambda r: fmean(r["zero_shot"]),
-        "energy of the dual moves": lambda r: fmean(r["layers"]["third"]["energy"]),
+        **{f"energy of the dual moves, {layer} layer": _energy(layer) for layer in LAYERS},
         "forgetting, Naive": lambda r: fmean(r["trained"]["naive"]["forgetting"]),
         "linear forecast of it": lambda r: r["trained"]["naive"]["quadratic"],
         "forgetting, LDC": lambda r: fmean(r["trained"]["ldc"]["forgetting"]),
@@ -159,52 +177,104 @@ def _linear(rows: Sequence[Row], angles: Sequence[int]) -> str:
     return markdown_table(["nats, by angle", *(f"{a}°" for a in angles)], lines)
 
 
-def _sentences(rows: Sequence[Row]) -> str:
+def _energy(layer: str) -> Forecast:
+    return lambda row: fmean(row["layers"][layer]["energy"])
+
+
+def _forecasts(method: str) -> dict[str, Forecast]:
+    """Return the dual forecasts and the linear one of what training by a method costs, nats."""
+    dual = {f"{layer} layer": _energy(layer) for layer in LAYERS}
+    return {**dual, "linear forecast": lambda row: row["trained"][method]["quadratic"]}
+
+
+def _ranges(rows: Sequence[Row], angles: Sequence[int]) -> dict[str, list[Row]]:
+    """Return all rows, and those of the smaller and of the larger angles."""
+    found = {"all angles": list(rows)}
+    half = len(angles) // 2
+    for part in (angles[:half], angles[half:]):
+        if part:
+            mine = [row for row in rows if row["angle"] in part]
+            found[f"{part[0]}° to {part[-1]}°"] = mine
+    return found
+
+
+def _factors(rows: Sequence[Row], forecast: Forecast, outcome: str) -> list[float]:
+    """Return by how much the forecast is off, too high or too low, where the loss rose."""
+    pairs = [(forecast(row), fmean(_OUTCOMES[outcome](row))) for row in _risen(rows, outcome)]
+    return [max(a / b, b / a) for a, b in pairs]
+
+
+def _errors(rows: Sequence[Row], angles: Sequence[int]) -> str:
+    lines = []
+    for method, outcome in _TRAINED.items():
+        for name, mine in _ranges(rows, angles).items():
+            cells = [outcome, name, f"{len(_risen(mine, outcome))} of {len(mine)}"]
+            for forecast in _forecasts(method).values():
+                found = _factors(mine, forecast, outcome)
+                cells.append(f"{median(found):.2f}, {max(found):.1f}" if found else "–")
+            lines.append(cells)
+    header = ["median, largest factor", "over", "loss rose", *_forecasts("naive")]
+    return markdown_table(header, lines)
+
+
+def _nearer(rows: Sequence[Row], angles: Sequence[int]) -> str:
+    said = []
+    for method, outcome in _TRAINED.items():
+        counts = []
+        for name, mine in _ranges(rows, angles).items():
+            if not _risen(mine, outcome):
+                continue
+            *dual, linear = (
+                median(_factors(mine, f, outcome)) for f in _forecasts(method).values()
+            )
+            counts.append(f"{sum(one < linear for one in dual)} of {len(dual)} layers over {name}")
+        if counts:
+            said.append(f"to {outcome.split()[-1]}'s forgetting in {', '.join(counts)}")
+    return f"By the median the dual one is nearer {'; '.join(said)}."
+
+
+def _sentences(rows: Sequence[Row], angles: Sequence[int]) -> str:
     """Say what the tables show, from their own numbers."""
-
-    def log_error(pick: Callable[[Row], float], outcome: str) -> float:
-        pairs = [(pick(r), fmean(_OUTCOMES[outcome](r))) for r in rows]
-        return median(abs(np.log(a / b)) for a, b in pairs if a > 0 and b > 0)
-
-    naive = "forgetting, Naive"
-    dual = log_error(lambda r: fmean(r["layers"]["third"]["energy"]), naive)
-    linear = log_error(lambda r: r["trained"]["naive"]["quadratic"], naive)
-    best = "½ Δw*ᵀKΔw*, third layer"
-    better = "nearer" if dual < linear else "no nearer"
+    naive = _TRAINED["naive"]
     ranks = ", ".join(
         f"{_within(rows, f'½ Δw*ᵀKΔw*, {layer} layer', 'zero-shot'):.2f} against "
         f"{_within(rows, f'size alone, |Δw*|², {layer} layer', 'zero-shot'):.2f} in the {layer}"
         for layer in LAYERS
     )
+    classes = ", ".join(
+        f"{_within(rows, f'½ Δw*ᵀKΔw*, {layer} layer', naive):.2f}" for layer in LAYERS
+    )
     return (
         "Within an angle, the energy ranks classes by their zero-shot loss, against the moves' "
         f"size alone, with ρ {ranks} layer: only where the first is larger does the landscape add "
-        "to the size. Of Naive's forgetting, the median error of the dual forecast is a factor of "
-        f"{np.exp(dual):.1f}, that of the linear forecast {np.exp(linear):.1f}: the dual moves, "
-        f"known before training, are {better} than the weights' own displacement after it. How "
-        "well they tell which class is forgotten is ρ within an angle, "
-        f"{_within(rows, best, naive):.2f}; the new task may teach a class of the old one as well "
-        "as harm it."
+        "to the size.\n\n"
+        "The dual forecast is known before training, the linear one after it. "
+        f"{_nearer(rows, angles)} No layer was chosen beforehand.\n\n"
+        "How well the energies tell which class is forgotten is ρ within an angle, by layer "
+        f"{classes}; the new task may teach a class of the old one as well as harm it."
     )
 
 
 def _figure(rows: Sequence[Row], angles: Sequence[int]) -> Figure:
-    figure = Figure(figsize=(12, 3.9), layout="constrained")
-    panels = figure.subplots(1, 3, sharex=True, sharey=True)
-    for panel, (outcome, pick) in zip(panels, _OUTCOMES.items(), strict=True):
-        x = [value for row in rows for value in row["layers"]["third"]["energy"]]
-        y = [value for row in rows for value in pick(row)]
-        colour = [row["angle"] for row in rows for _ in pick(row)]
-        drawn = panel.scatter(x, y, c=colour, cmap="viridis", s=9, linewidths=0, alpha=0.8)
-        line = [min(x), max(x)]
-        panel.plot(line, line, "--", color="#777777", lw=1, label="forecast = measured")
-        panel.set_xscale("log")
-        panel.set_yscale("symlog", linthresh=0.1)
-        panel.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-        panel.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-        panel.set(title=outcome, xlabel="½ Δw*ᵀKΔw*, third layer (nats)")
-        panel.grid(alpha=0.3, linewidth=0.6)
-    panels[0].set_ylabel("rise of the loss (nats)")
-    panels[0].legend(frameon=False, fontsize=8)
-    figure.colorbar(drawn, ax=panels, label="angle (degrees)", ticks=angles[::2])
+    figure = Figure(figsize=(12, 9.6), layout="constrained")
+    panels = figure.subplots(len(LAYERS), len(_OUTCOMES), sharex=True, sharey=True)
+    for line, layer in zip(panels, LAYERS, strict=True):
+        for panel, pick in zip(line, _OUTCOMES.values(), strict=True):
+            x = [value for row in rows for value in row["layers"][layer]["energy"]]
+            y = [value for row in rows for value in pick(row)]
+            colour = [row["angle"] for row in rows for _ in pick(row)]
+            drawn = panel.scatter(x, y, c=colour, cmap="viridis", s=9, linewidths=0, alpha=0.8)
+            ends = [min(x), max(x)]
+            panel.plot(ends, ends, "--", color="#777777", lw=1, label="forecast = measured")
+            panel.set_xscale("log")
+            panel.set_yscale("symlog", linthresh=0.1)
+            panel.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+            panel.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+            panel.set_xlabel(f"½ Δw*ᵀKΔw*, {layer} layer (nats)")
+            panel.grid(alpha=0.3, linewidth=0.6)
+        line[0].set_ylabel("rise of the loss (nats)")
+    for panel, outcome in zip(panels[0], _OUTCOMES, strict=True):
+        panel.set_title(outcome)
+    panels[0, 0].legend(frameon=False, fontsize=8)
+    figure.colorbar(drawn, ax=panels, label="angle (degrees)", ticks=angles[::2], aspect=40)
     return figure

@@ -54,7 +54,7 @@ left.loglog(ranks, nearest.size, ".", label="size $σ_{w,n}$ (w)")
 left.legend(frameon=False)
 right.semilogx(ranks, nearest.ratio, ".", label="$r_n$")
 right.axhline(nearest.overall_ratio, color="#777777", ls="--", label="all directions together")
-right.axhline(1.0, color="#000000", lw=0.8, label="null: losses dealt anew")
+right.axhline(1.0, color="#000000", lw=0.8, label="null: s dealt anew")
 right.legend(frameon=False)
 for ax in (left, right):
     ax.set_xlabel("direction, by falling curvature")

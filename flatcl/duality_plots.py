@@ -57,7 +57,7 @@ def plot_profile(
         _, null = _mean_profile(next(iter(shown.values())), "null_correlation")
         base = null if quantity == "correlation" else np.ones_like(null)
         ranks, _ = _mean_profile(next(iter(shown.values())), quantity)
-        ax.plot(ranks, base, "--", color="#777777", lw=1, label="null: losses dealt anew")
+        ax.plot(ranks, base, "--", color="#777777", lw=1, label="null: s dealt anew")
     if quantity in ("sharpness", "size"):
         ax.set_yscale("log")
     ax.set_xscale("log")
@@ -149,7 +149,9 @@ def plot_study(rows: Records, records: Records) -> Figure:
                 panel.set_axis_on()
                 panel.set_title(knob, fontsize=10)
                 plot_profile(groups, quantity, panel)
-    done = [record for record in records if record.get("status") == "done"]
+    # A network may be a row of several knobs.
+    single = {str(record["setting"]): record for record in records if record["status"] == "done"}
+    done = list(single.values())
     if done:
         for panel in panels[-2:, -1]:
             panel.set_axis_on()

@@ -17,16 +17,16 @@ from typing import Any
 import torch
 from joblib import Parallel, delayed
 
+from flatcl.generalize_effects import Effect, effects, left_out, levels
 from flatcl.generalize_kept import keep, kept, makers_of
 from flatcl.generalize_options import GeneralizeOptions
 from flatcl.generalize_runs import measure
 from flatcl.generalize_settings import VERSION, Run, Setting, runs_of
 from flatcl.generalize_summary import (
-    Effect,
     correlations_table,
-    effects,
     effects_table,
     facts_of,
+    levels_table,
     rank_correlations,
     rows_of,
 )
@@ -55,9 +55,15 @@ class Study:
     correlations: dict[str, float]
 
     def __str__(self) -> str:
-        """Return both tables and what they rest on."""
-        parts = [effects_table(self.effects), correlations_table(self.rows)]
-        return "\n\n".join([*parts, "\n".join(facts_of(self.rows))])
+        """Return all tables and what they rest on."""
+        parts = [
+            effects_table(self.effects),
+            "\n".join(left_out(self.rows)),
+            levels_table(levels(self.rows)),
+            correlations_table(self.rows),
+            "\n".join(facts_of(self.rows)),
+        ]
+        return "\n\n".join(part for part in parts if part)
 
 
 def generalize(options: GeneralizeOptions, out: str | Path, say: Say = lambda line: None) -> Study:
@@ -137,9 +143,13 @@ def _told(
         "version": VERSION,
         "config": asdict(options),
         "made_by": makers_of(records),
-        "effects": [asdict(one) | {"through": one.through} for one in study.effects],
+        "effects": [
+            asdict(one) | {"through": one.through, "monotone": one.monotone}
+            for one in study.effects
+        ],
+        "levels": [asdict(one) for one in levels(rows)],
         "rank_correlations": study.correlations,
-        "facts": facts_of(rows),
+        "facts": [*left_out(rows), *facts_of(rows)],
     }
     write_json(folder / "generalize.json", finite(summary))
     return study

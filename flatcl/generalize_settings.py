@@ -22,6 +22,10 @@ KNOBS = {
 }
 """Knobs and the options that list their values."""
 
+REGULARISERS = ("weight decay", "dropout")
+"""Knobs that train for ``regularised_epochs`` at least unless they are 0, which is thus no smaller
+value of theirs but another schedule."""
+
 _FIELDS = dict(
     zip(
         KNOBS,

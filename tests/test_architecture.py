@@ -46,7 +46,7 @@ LAYERS = (
     ("analysis_task", "analysis_kept"),
     ("generalize_settings",),
     ("trajectory", "generalize_training"),
-    ("generalize_runs",),
+    ("generalize_runs", "generalize_effects"),
     ("analysis_summary", "generalize_summary", "generalize_kept"),
     ("analysis", "analysis_record", "generalize"),
     ("cli",),

@@ -66,7 +66,7 @@ class Decomposition:
     @property
     def leading(self) -> float:
         """Σ_n c_n σ_g,n σ_w,n, nats: the gap without the product of the means."""
-        return float((self.correlation * self.sharpness * self.size).sum())
+        return float((self.correlation * self.sharpness * self.size).nansum())
 
     @property
     def of_means(self) -> float:
@@ -77,7 +77,7 @@ class Decomposition:
     def overall_correlation(self) -> float:
         """Mean of c_n, weighted with σ_g,n σ_w,n; NaN where nothing moves."""
         weights = self.sharpness * self.size
-        return float((self.correlation * weights).sum() / weights.sum())
+        return float((self.correlation * weights).nansum() / weights.sum())
 
 
 def decompose(

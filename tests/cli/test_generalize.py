@@ -26,12 +26,14 @@ SMALL = [
 ]  # fmt: skip
 
 
-def test_it_prints_both_tables_writes_all_files_and_trains_nothing_twice(
+def test_it_prints_all_tables_writes_all_files_and_trains_nothing_twice(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert main(["generalize", *SMALL, "--out", str(tmp_path)]) == 0
     shown = capsys.readouterr()
     assert "gap moves through" in shown.out
+    assert "against the value before" in shown.out
+    assert "Dropout 0 is not compared" in shown.out
     assert "Spearman with the gap" in shown.out
     assert "networks trained and measured" in shown.err
     assert (tmp_path / "generalize.png").read_bytes().startswith(b"\x89PNG")

@@ -210,3 +210,19 @@ def test_a_sum_of_gaussian_moves_whose_losses_know_no_direction() -> None:
     assert torch.allclose(found.null_correlation, built_in, atol=0.02)
     assert torch.allclose(found.sharpness, root * found.size, rtol=0.03)
     assert float((found.ratio - 1).abs().max()) < 5 * float(found.null_ratio.max()) < 0.1
+
+
+def test_a_direction_that_nothing_moves_along_adds_nothing_to_the_mean_of_c() -> None:
+    generator = torch.Generator().manual_seed(7)
+    a = torch.ones(50, 1, dtype=torch.float64)
+    moves = dual_moves(a[:3], a, a)
+    left = torch.randn(50, 3, generator=generator, dtype=torch.float64)
+    left[:, 2] = 0
+    moves = type(moves)(left[:, :, None], moves.right, moves.kept, 0, 0, 0)
+    basis = torch.eye(3, dtype=torch.float64)
+    found = decompose(moves, moves.norms().square(), basis, generator=generator)
+    assert found.correlation[2].isnan()
+    assert found.overall_correlation == pytest.approx(1)  # s is the same for all pairs
+    assert found.leading + found.of_means == pytest.approx(found.total)
+    still = decompose(moves, moves.norms() * 0, basis, generator=generator)
+    assert still.overall_correlation != still.overall_correlation  # nothing rises: no c at all
