@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 from torch import distributed as dist
-from torch import nn
 from torch.amp import GradScaler
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from flatcl.core.engine import Landscape
-from flatcl.core.gradients import Forward
 from flatcl.core.options import LDCOptions
 from flatcl.core.saved import State, entry
 from flatcl.errors import OptionError, StateError
 from flatcl.io import write_bytes
+from flatcl.nested import Nesting
+from flatcl.shown import Shown
 
 
 class TaskCallback:
@@ -32,7 +32,8 @@ class TaskCallback:
 
     Args:
         options: see ``LDCOptions``; None for the defaults.
-        forward: from a batch of the training loader to outputs; None for ``model(batch[0])``.
+        forward: from a batch of the training loader, its dictionaries, lists, tuples and tensors
+            (what else it has is None), to outputs; None for ``model(batch[0])``.
 
     Raises:
         OptionError: the source is "sgd".
@@ -40,7 +41,9 @@ class TaskCallback:
 
     landscape: Landscape
 
-    def __init__(self, options: LDCOptions | None = None, forward: Forward | None = None) -> None:
+    def __init__(
+        self, options: LDCOptions | None = None, forward: Callable[[Any], Tensor] | None = None
+    ) -> None:
         self.options, self.forward = options or LDCOptions(), forward
         if self.options.source == "sgd":
             raise OptionError(
@@ -51,7 +54,7 @@ class TaskCallback:
         self._saved: State | None = None
         self._moved = False
         self._watch: RemovableHandle | None = None
-        self._shown: AbstractContextManager[None] | None = None
+        self._shown, self._nesting = Shown(), Nesting()
 
     def state_dict(self) -> State:
         """Return all that is held, the progress of a running task included.
@@ -62,7 +65,9 @@ class TaskCallback:
         """
         if self._saved is not None:
             return self._saved
-        return {"landscape": self.landscape.state_dict()} if hasattr(self, "landscape") else {}
+        if not hasattr(self, "landscape"):
+            return {}
+        return {"landscape": self.landscape.state_dict(), "nesting": self._nesting.template}
 
     def load_state_dict(self, state_dict: State) -> None:
         """Keep a saved state until the next fit begins, which then takes it up.
@@ -137,20 +142,17 @@ class TaskCallback:
                 f"{processes} processes train this model in parts ({strategy}), and a weight "
                 "matrix has to be whole to be held: train copies, with DistributedDataParallel"
             )
-        if self._shown is not None:  # by an evaluation that failed
-            # What has been loaded since must stay.
-            present = [p.detach().clone() for p in model.parameters()]
-            self._show_own()
-            with torch.no_grad():
-                for parameter, value in zip(model.parameters(), present, strict=True):
-                    parameter.copy_(value)
+        self._shown.give_up(model)
         if not hasattr(self, "landscape"):
-            self.landscape = Landscape(model, optimizer, options=self.options, forward=self.forward)
+            self.landscape = Landscape(
+                model, optimizer, options=self.options, forward=self._outputs
+            )
         self.landscape.abandon_task()  # of a fit that failed
         group = dist.group.WORLD if processes > 1 else None
         self.landscape.attach(model, optimizer, group=group)
         if self._saved is not None:
             self.landscape.load_state_dict(entry(self._saved, "landscape", "callback"))
+            self._nesting.template = self._saved.get("nesting")  # earlier states have none
             self._saved = None
             if self.landscape.task is not None and not resumes:
                 warnings.warn(
@@ -178,11 +180,36 @@ class TaskCallback:
     def _see(self, *args: object) -> None:
         self._moved = True
 
+    def _look(self, batch: Any) -> None:
+        """Refuse a task's first batch where the task's end could not use it.
+
+        One without tensors is a ``DataError``.
+
+        Raises:
+            OptionError: it is a dictionary, and no ``forward`` tells what of it to use.
+        """
+        if not self.options.records:
+            return
+        Nesting().tensors_of(batch)
+        if isinstance(batch, Mapping) and self.forward is None:
+            raise OptionError(
+                f"a batch is a {type(batch).__name__} of {list(batch)}, and forward is None, which "
+                "stands for model(batch[0]): pass forward=, from a batch to outputs, for instance "
+                f"lambda batch: model(batch[{next(iter(batch))!r}])"
+            )
+
+    def _outputs(self, parts: Sequence[Tensor]) -> Tensor:
+        batch = self._nesting.batch_of(parts)
+        if self.forward is not None:
+            return self.forward(batch)
+        outputs: Tensor = self.landscape.model(batch[0])
+        return outputs
+
     def _end(self, batches: Iterable[Any]) -> None:
         """End the task."""
         if self._watch is not None:
             self._watch.remove()
-        self.landscape.end_task(batches)
+        self.landscape.end_task(self._nesting.flat(batches))
 
     def _rehearse(self, scaler: GradScaler | None = None) -> None:
         """Add the rehearsal's gradient to the task's, at the scale that the scaler has this at."""
@@ -203,16 +230,12 @@ class TaskCallback:
 
     def _show_pulled(self) -> None:
         """Show pulled weights to an evaluation."""
-        self._show_own()
         if hasattr(self, "landscape"):
-            self._shown = self.landscape.evaluating()
-            self._shown.__enter__()
+            self._shown.show(self.landscape)
 
     def _show_own(self) -> None:
         """Put the training's weights back, bit for bit, where pulled ones are shown."""
-        shown, self._shown = self._shown, None
-        if shown is not None:
-            shown.__exit__(None, None, None)
+        self._shown.put_back()
 
 
 def follow_modes(optimizer: Any, show: Callable[[], None], put_back: Callable[[], None]) -> None:

@@ -5,6 +5,7 @@ A thin adapter: hooks are translated into calls of ``flatcl.core.engine.Landscap
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import fields
@@ -19,6 +20,7 @@ from flatcl.core.options import LDCOptions
 from flatcl.errors import OptionError, StateError
 from flatcl.experience import boundary_of, random_batches, steps_of
 from flatcl.host import ensure_avalanche
+from flatcl.shown import Shown
 
 ensure_avalanche()
 
@@ -53,7 +55,7 @@ class LDCPlugin(BasePlugin, supports_distributed=True):  # type: ignore[call-arg
         self.options = LDCOptions(**options)
         self.landscape: Landscape | None = None
         self._owner: SupervisedTemplate | None = None
-        self._evaluation, self._pass = ExitStack(), ExitStack()
+        self._shown, self._pass = Shown(), ExitStack()
         self._seen: list[Any] = []  # data of the running task, in parts if it comes as a stream
 
     def __getstate__(self) -> dict[str, Any]:
@@ -62,7 +64,7 @@ class LDCPlugin(BasePlugin, supports_distributed=True):  # type: ignore[call-arg
         Returns:
             Attributes by name.
         """
-        return {**vars(self), "_owner": None, "_evaluation": None, "_pass": None}
+        return {**vars(self), "_owner": None, "_shown": None, "_pass": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Take up what ``__getstate__`` returned.
@@ -71,7 +73,7 @@ class LDCPlugin(BasePlugin, supports_distributed=True):  # type: ignore[call-arg
             state: attributes by name.
         """
         self.__dict__.update(state)
-        self._evaluation, self._pass = ExitStack(), ExitStack()
+        self._shown, self._pass = Shown(), ExitStack()
 
     def _forward(self, batch: Sequence[Tensor]) -> Tensor:
         assert self.landscape is not None
@@ -93,13 +95,20 @@ class LDCPlugin(BasePlugin, supports_distributed=True):  # type: ignore[call-arg
             raise StateError("fit comes once, before the first experience: make a new LDCPlugin")
         # The strategy's own optimiser takes this one's place; none is needed to fit.
         self.landscape = self._landscape(model, SGD(model.parameters(), lr=0.0))
-        self.landscape.fit(batches)
+        try:
+            self.landscape.fit(batches)
+        except BaseException:
+            self.landscape = None
+            raise
 
     def _landscape(self, model: nn.Module, optimizer: Optimizer) -> Landscape:
         return Landscape(model, optimizer, options=self.options, forward=self._forward)
 
     def before_training_exp(self, strategy: SupervisedTemplate, **kwargs: Any) -> None:
         """Begin a task, after Avalanche has adapted the model and the optimiser.
+
+        One whose training was interrupted is given up with a warning, unless the experience is a
+        further piece of it; the weights are taken as they are now.
 
         Args:
             strategy: the strategy that trains.
@@ -116,13 +125,26 @@ class LDCPlugin(BasePlugin, supports_distributed=True):  # type: ignore[call-arg
         self._owner = strategy
         if self.landscape is None:
             self.landscape = self._landscape(strategy.model, strategy.optimizer)
+        self._pass.close()  # of a pass that failed
+        self._shown.give_up(self.landscape.model)
         boundary = boundary_of(strategy.experience, 1)
         if boundary.first:
+            self._give_up()
             self.landscape.attach(strategy.model, strategy.optimizer)
             steps = steps_of(strategy, self.options) if boundary.last else None
             self.landscape.begin_task(steps)
             self._seen = []
         self._seen.append(strategy.experience.dataset.eval())
+
+    def _give_up(self) -> None:
+        assert self.landscape is not None
+        if self.landscape.task is not None:
+            warnings.warn(
+                f"the training of task {self.landscape.tasks_ended} was interrupted: what it "
+                "learned is not held, and the task that begins now counts in its place",
+                stacklevel=3,
+            )
+            self.landscape.abandon_task()
 
     def before_forward(self, strategy: SupervisedTemplate, **kwargs: Any) -> None:
         """Let the coming pass of the network serve the rehearsal too.
@@ -196,7 +218,8 @@ class LDCPlugin(BasePlugin, supports_distributed=True):  # type: ignore[call-arg
             **kwargs: unused.
         """
         if self.landscape is not None:
-            self._evaluation.enter_context(self.landscape.evaluating())
+            self._shown.give_up(self.landscape.model)  # after an evaluation that failed
+            self._shown.show(self.landscape)
 
     def after_eval(self, strategy: SupervisedTemplate, **kwargs: Any) -> None:
         """Put the training's weights back, bit for bit.
@@ -205,7 +228,7 @@ class LDCPlugin(BasePlugin, supports_distributed=True):  # type: ignore[call-arg
             strategy: the strategy that evaluates.
             **kwargs: unused.
         """
-        self._evaluation.close()
+        self._shown.put_back()
 
     def bytes_held(self) -> int:
         """Return the bytes kept between tasks, constant in their number.

@@ -10,6 +10,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from flatcl.callback import TaskCallback
+from flatcl.errors import OptionError
 
 
 class LDCCallback(TaskCallback, Callback):
@@ -35,10 +36,15 @@ class LDCCallback(TaskCallback, Callback):
 
     Args:
         options: see ``LDCOptions``; None for the defaults.
-        forward: from a batch of the training loader to outputs; None for ``module(batch[0])``.
+        forward: from a batch of the training loader to outputs; None for ``module(batch[0])``. A
+            batch may nest its tensors, inputs first along each, in dictionaries, lists and tuples;
+            what else it has, ``forward`` finds to be None.
 
     Raises:
-        OptionError: the source is "sgd", which needs to be told each step's batch size.
+        OptionError: the source is "sgd", which needs to be told each step's batch size. When a fit
+            begins: there is not one optimiser and one loader; or batches are dictionaries, without
+            ``forward``.
+        DataError: when a fit begins: batches have no tensors.
     """
 
     def on_load_checkpoint(
@@ -51,16 +57,37 @@ class LDCCallback(TaskCallback, Callback):
             self._need_saved(f"it has no {self.state_key!r} among its callbacks")
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin the task, or go on with the checkpoint's."""
-        (optimizer,) = trainer.optimizers
+        """Begin the task, or go on with the checkpoint's.
+
+        Raises:
+            OptionError: there is not one optimiser and one loader.
+        """
+        if len(trainer.optimizers) != 1:
+            raise OptionError(
+                f"the module has {len(trainer.optimizers)} optimisers, and a landscape follows the "
+                "steps of one: let configure_optimizers return one, with several parameter groups "
+                "if need be"
+            )
+        if self.options.records and isinstance(trainer.train_dataloader, (dict, list, tuple)):
+            raise OptionError(
+                f"the trainer has a {type(trainer.train_dataloader).__name__} of training loaders, "
+                "and a task's inputs are read from one: join their data sets in one loader"
+            )
         self._begin(
             pl_module,
-            optimizer,
+            trainer.optimizers[0],
             resumes=trainer.ckpt_path is not None,
             processes=trainer.world_size,
             copies=isinstance(trainer.model, DistributedDataParallel),
             strategy=type(trainer.strategy).__name__,
         )
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Refuse batches that the task's end could not use, before anything is learned of them."""
+        if batch_idx == 0:
+            self._look(batch)
 
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer

@@ -21,6 +21,7 @@ LAYERS = (
     ("core",),
     ("fluctuations",),
     ("duality",),
+    ("nested", "shown"),
     ("callback", "keywords"),
     ("lightning", "transformers"),
     ("published",),

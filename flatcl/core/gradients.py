@@ -65,8 +65,8 @@ def tensors_of(batch: Sequence[Tensor] | Tensor) -> list[Tensor]:
     parts = [batch] if isinstance(batch, Tensor) else list(batch)
     if not parts or not all(isinstance(part, Tensor) for part in parts):
         raise DataError(
-            f"a batch is a {type(batch).__name__} without tensors; pass tensors of inputs, or "
-            "sequences (inputs, …) of tensors"
+            f"a batch is a {type(batch).__name__}, and not of tensors alone; pass tensors of "
+            "inputs, or sequences (inputs, …) of tensors"
         )
     return parts
 

@@ -51,11 +51,12 @@ class Rehearsal:
         parts: a pool of pseudo-inputs, with the batch's other parts.
         expected: log p of the old network there, [n, …, C].
         number: pseudo-inputs a step.
-        free: whether pseudo-inputs may ride along with a batch; see ``riders``.
+        free: with how many arguments the network must be called for pseudo-inputs to ride along
+            with a batch; 0 if they may not. See ``riders``.
     """
 
     def __init__(
-        self, parts: Sequence[Tensor], expected: Tensor, number: int, *, free: bool
+        self, parts: Sequence[Tensor], expected: Tensor, number: int, *, free: int
     ) -> None:
         self.parts, self.expected, self.number, self.free = list(parts), expected, number, free
         # A handful of rows costs what its operations cost to launch: all but −⟨p log q⟩ is made
@@ -105,7 +106,7 @@ class Rehearsal:
         Returns:
             A context, for the pass.
         """
-        self._ride = Ride(model, self._at(step)) if self.free else None
+        self._ride = Ride(model, self._at(step), self.free) if self.free else None
         return nullcontext() if self._ride is None else self._ride
 
     def loss(self, model: nn.Module, forward: Forward, step: int) -> Tensor:
@@ -162,5 +163,5 @@ class Rehearsal:
         what = "rehearsal"
         parts = [part.to(device) for part in entry(state, "parts", what)]
         expected = entry(state, "expected", what).to(device)
-        number, free = int(entry(state, "number", what)), bool(entry(state, "free", what))
+        number, free = int(entry(state, "number", what)), int(entry(state, "free", what))
         return cls(parts, expected, number, free=free)

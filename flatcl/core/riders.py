@@ -27,14 +27,16 @@ class Ride:
 
     Args:
         model: the network, called with inputs [B, …] alone or with task labels after them.
-        riders: parts of a batch, inputs first, task labels last.
+        riders: parts of a batch, inputs first; where there are three or more, task labels last.
+        arguments: how many the pass must have, 1 or 2, to take the riders; 0 for either.
 
     Attributes:
         outputs: of the riders, [n, …]; None if they could not ride.
+        arguments: how many the pass with the riders had, or must have.
     """
 
-    def __init__(self, model: nn.Module, riders: Sequence[Tensor]) -> None:
-        self.model, self.riders = model, riders
+    def __init__(self, model: nn.Module, riders: Sequence[Tensor], arguments: int = 0) -> None:
+        self.model, self.riders, self.arguments = model, riders, arguments
         self.outputs: Tensor | None = None
         self._aboard = 0
 
@@ -45,30 +47,39 @@ class Ride:
             Itself.
         """
         before = self.model.register_forward_pre_hook(self._enter, with_kwargs=True)
-        self._hooks = before, self.model.register_forward_hook(self._leave)
+        # The last to enter leaves first: others' hooks, a second ride's too, lie outside.
+        self._hooks = before, self.model.register_forward_hook(self._leave, prepend=True)
         return self
 
-    def __exit__(self, *args: object) -> None:
-        """Wait no longer."""
+    def __exit__(self, error: object = None, *args: object) -> None:
+        """Wait no longer; what an interrupted pass has made is dropped.
+
+        Args:
+            error: the exception's class, None without one.
+            *args: unused.
+        """
         for hook in self._hooks:
             hook.remove()
+        if error is not None:
+            self.outputs = None
 
     def _enter(
         self, model: nn.Module, args: tuple[object, ...], named: dict[str, object]
     ) -> tuple[tuple[Tensor, ...], dict[str, object]] | None:
         riders = self.riders
-        wanted = [riders[0], riders[-1]][: len(args)]
         if self._aboard or named or not (model.training and torch.is_grad_enabled()):
             return None
-        if len(args) not in (1, 2):
+        if self.arguments not in (0, len(args)):
             return None
+        # The second argument is known to be task labels only where a batch has them.
+        wanted = riders[:1] if len(args) == 1 else [riders[0], *riders[2:][-1:]]
         tensors = [arg for arg in args if isinstance(arg, Tensor)]
-        if len(tensors) < len(args) or len(wanted) < len(args) or len(args) > len(riders):
+        if not len(args) == len(tensors) == len(wanted):
             return None
         for own, other in zip(tensors, wanted, strict=True):
             if own.dtype != other.dtype or own.shape[1:] != other.shape[1:]:
                 return None
-        self._aboard = len(tensors[0])
+        self._aboard, self.arguments = len(tensors[0]), len(args)
         return tuple(torch.cat(pair) for pair in zip(tensors, wanted, strict=True)), {}
 
     def _leave(self, _: nn.Module, __: tuple[object, ...], outputs: object) -> Tensor | None:
@@ -82,7 +93,7 @@ class Ride:
         return own
 
 
-def rides_free(model: nn.Module, forward: Forward, riders: Sequence[Tensor]) -> bool:
+def rides_free(model: nn.Module, forward: Forward, riders: Sequence[Tensor]) -> int:
     """Tell by trial whether riders change nothing for a batch, nor the batch for them.
 
     Args:
@@ -91,7 +102,8 @@ def rides_free(model: nn.Module, forward: Forward, riders: Sequence[Tensor]) -> 
         riders: parts of a batch, inputs first.
 
     Returns:
-        True if a training pass with them returns, row by row, what evaluation passes do.
+        How many arguments ``forward`` calls the network with, 1 or 2, if a training pass with them
+        returns, row by row, what evaluation passes do; else 0.
     """
     devices = {p.device.index or 0 for p in model.parameters() if p.is_cuda}
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
@@ -104,7 +116,7 @@ def rides_free(model: nn.Module, forward: Forward, riders: Sequence[Tensor]) -> 
             with Ride(model, riders) as ride:
                 batch = outputs_of(forward, [torch.flip(part, [0]) for part in riders]).detach()
         except Exception:  # whatever a network raises that cannot be called so: it is left alone
-            return False
+            return 0
         finally:
             for module, mode in modes:
                 module.training = mode
@@ -115,7 +127,7 @@ def rides_free(model: nn.Module, forward: Forward, riders: Sequence[Tensor]) -> 
     found = ride.outputs
     # What a caller's forward makes of the network's outputs is not made of the riders'.
     if changed or found is None or not found.shape == batch.shape == alone.shape:
-        return False
+        return 0
     limit = max(_CLOSE, 4.0 * torch.finfo(alone.dtype).eps) * float(alone.abs().max())
     rows = torch.stack([found.detach(), batch.flip(0)])
-    return bool((rows - alone).abs().max() <= limit)
+    return ride.arguments if bool((rows - alone).abs().max() <= limit) else 0

@@ -54,17 +54,22 @@ def running_statistics(model: nn.Module) -> dict[str, Tensor]:
 class _Evaluated:
     """In place of a layer's method ``train``: leaves the layer in evaluation mode."""
 
-    def __init__(self, layer: nn.Module) -> None:
-        self.layer = layer
+    def __init__(self, layer: nn.Module, mixture: _Mixture) -> None:
+        self.layer, self.mixture = layer, mixture
 
     def __call__(self, mode: bool = True) -> nn.Module:
         type(self.layer).train(self.layer, mode)  # of the layers inside it
         self.layer.training = False
+        if self.mixture.model.training:  # else all of the network is evaluated: no wish for one
+            self.mixture.frozen = not mode
         return self.layer
 
 
 class _Mixture:
     """Before a layer in evaluation mode: has it normalise by the mixture, where the network trains.
+
+    Not where the layer itself was asked to evaluate while the network trains: it is the user's
+    wish then, and its statistics stay.
 
     The layer computes γ (x' − m_r)/√(v_r + ε) + β by its running statistics m_r, v_r, whatever its
     class does then; x' is chosen so that this is γ (x − m)/√(v + ε) + β.
@@ -80,9 +85,11 @@ class _Mixture:
             for saved, own in zip(earlier, _statistics_of(layer), strict=True)
         ]
         self.latest: list[Tensor] | None = None
+        self.frozen = False
+        self._handle: RemovableHandle | None = None
 
     def __call__(self, layer: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
-        if not (self.model.training and args):
+        if self.frozen or not (self.model.training and args):
             return None
         x: Tensor = args[0]
         dims, shape = [d for d in range(x.ndim) if d != 1], [1, -1, *[1] * (x.ndim - 2)]
@@ -106,15 +113,32 @@ class _Mixture:
         After a step, not with the batch: what a layer was evaluated with is needed unchanged for
         its gradient.
         """
-        if self.latest is not None:
+        latest, self.latest = self.latest, None
+        if latest is not None and not self.frozen:
             momentum = _MOMENTUM if self.layer.momentum is None else self.layer.momentum
-            for running, found in zip(_statistics_of(self.layer), self.latest, strict=True):
+            for running, found in zip(_statistics_of(self.layer), latest, strict=True):
                 running.lerp_(found.to(running.dtype), momentum)
-            self.latest = None
+
+    def enter_(self) -> None:
+        """Take charge of the layer, which no other has."""
+        self.frozen = self.model.training and not self.layer.training
+        self._handle = self.layer.register_forward_pre_hook(self)
+        self.layer.__dict__["train"] = _Evaluated(self.layer, self)  # the class keeps its own
+        self.layer.training = False
+
+    def leave_(self) -> None:
+        """Leave the layer to itself again, in the mode that was asked of it, if it is in charge."""
+        if self._handle is not None:
+            self._handle.remove()
+            self._handle = None
+            del self.layer.__dict__["train"]
+            self.layer.training = self.model.training and not self.frozen
 
 
 class MixedStatistics:
-    """Running statistics that are mixed while a task runs.
+    """Running statistics that are mixed while a task runs, or until this object is dropped.
+
+    One network's are mixed for one task: one that begins, of another landscape, takes over.
 
     Args:
         model: the network.
@@ -126,9 +150,9 @@ class MixedStatistics:
     """
 
     def __init__(self, model: nn.Module, share: float, earlier: Mapping[str, list[Tensor]]) -> None:
+        self._mixtures: dict[str, _Mixture] = {}
         layers = dict(_layers(model))
         self._model, self._share = model, share
-        self._mixtures: dict[str, _Mixture] = {}
         for name, saved in earlier.items():
             if name not in layers:
                 raise StateError(
@@ -136,7 +160,10 @@ class MixedStatistics:
                     "the model: load it into the model that it was saved with"
                 )
             self._mixtures[name] = _Mixture(model, layers[name], share, saved)
-        self._handles: list[RemovableHandle] = []
+
+    def __del__(self) -> None:
+        if "_mixtures" in vars(self):
+            self.release_()
 
     @classmethod
     def begun(cls, model: nn.Module, share: float) -> MixedStatistics:
@@ -153,6 +180,7 @@ class MixedStatistics:
         Returns:
             Them, not in force yet.
         """
+        _release_others(model)
         earlier = {}
         for name, layer in _layers(model) if share > 0 else ():
             mean, variance = _statistics_of(layer)
@@ -190,11 +218,9 @@ class MixedStatistics:
         """Put them in force."""
         if self._mixtures and "torch._dynamo" in sys.modules:
             torch.compiler.reset()  # a network that is compiled already would not see the hooks
+        _release_others(self._model)
         for mixture in self._mixtures.values():
-            layer = mixture.layer
-            self._handles.append(layer.register_forward_pre_hook(mixture))
-            layer.__dict__["train"] = _Evaluated(layer)  # the class keeps its own
-            layer.training = False
+            mixture.enter_()
 
     def follow_(self) -> None:
         """Count an optimiser step."""
@@ -202,12 +228,20 @@ class MixedStatistics:
             mixture.follow_()
 
     def release_(self) -> None:
-        """Leave the layers to themselves again, in the network's mode."""
-        while self._handles:
-            self._handles.pop().remove()
+        """Leave the layers to themselves again, each in the mode that was asked of it."""
         for mixture in self._mixtures.values():
-            if mixture.layer.__dict__.pop("train", None) is not None:
-                mixture.layer.training = self._model.training
+            mixture.leave_()
+
+
+def _release_others(model: nn.Module) -> None:
+    """Leave a network's layers to themselves that another task's statistics are in charge of.
+
+    It is one that nobody can end any more, and that some traceback keeps; or the network is a copy
+    of one that was made in mid-task.
+    """
+    for _, layer in _layers(model):
+        if isinstance(evaluated := layer.__dict__.get("train"), _Evaluated):
+            evaluated.mixture.leave_()
 
 
 def _layers(model: nn.Module) -> Iterator[tuple[str, _BatchNorm]]:

@@ -11,10 +11,10 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from flatcl import LDCOptions
-from flatcl.errors import OptionError, StateError
+from flatcl.errors import DataError, OptionError, StateError
 
 pytest.importorskip("lightning", reason="lightning is not installed: pip install lightning")
 with warnings.catch_warnings():
@@ -329,3 +329,116 @@ def test_a_state_of_another_model_is_refused_and_kept(tmp_path: Path) -> None:
     for _ in range(2):
         with pytest.raises(StateError, match="a layer's view changed"):
             fit(trainer_in(tmp_path, [callback], 1), model, tasks()[0])
+
+
+class Named(Classifier):
+    """Batches are dictionaries with something that is no tensor."""
+
+    def training_step(self, batch: Any, index: int) -> Tensor:
+        return nn.functional.cross_entropy(self(batch["x"]), batch["y"])
+
+
+class Paired(Classifier):
+    def training_step(self, batch: Any, index: int) -> Tensor:
+        (x, _), y = batch
+        return nn.functional.cross_entropy(self(x), y)
+
+
+class Renested(Dataset[Any]):
+    def __init__(self, data: TensorDataset, kind: type[Classifier]) -> None:
+        self.data, self.kind = data, kind
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, i: int) -> Any:
+        x, y = self.data[i]
+        return {"x": x, "name": str(i), "y": y} if self.kind is Named else ((x, x), y)
+
+
+def forward_of(model: Classifier) -> Any:
+    return lambda batch: model(batch["x"] if isinstance(batch, dict) else batch[0][0])
+
+
+@pytest.mark.parametrize("kind", [Named, Paired])
+def test_nested_batches_end_as_flat_ones_do(tmp_path: Path, kind: type[Classifier]) -> None:
+    ends = []
+    for nested in (False, True):
+        torch.manual_seed(0)
+        model = kind() if nested else Classifier()
+        # The second inputs of a pair have no Gaussian, so that there is no rehearsal.
+        options = LDCOptions(pseudo_inputs=0 if kind is Paired else None)
+        callback = LDCCallback(options, forward_of(model) if nested else None)
+        for data in tasks():
+            fit(
+                trainer_in(tmp_path, [callback], 2), model, Renested(data, kind) if nested else data
+            )
+        assert callback.landscape.tasks_ended == 2
+        ends.append(weights_of(model))
+    assert torch.equal(*ends)
+
+
+def test_nested_batches_go_on_in_another_process(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = Named()
+    callback = LDCCallback(forward=forward_of(model))
+    first, second = (Renested(data, Named) for data in tasks())
+    trainer = trainer_in(tmp_path, [callback], 1)
+    fit(trainer, model, first)
+    trainer.save_checkpoint(tmp_path / "first.ckpt")
+    fit(trainer_in(tmp_path, [callback], 1), model, second)
+    saved = torch.load(tmp_path / "first.ckpt", weights_only=True)
+    other = Named()
+    other.load_state_dict(saved["state_dict"])
+    callback = LDCCallback(forward=forward_of(other))
+    callback.load_state_dict(saved["callbacks"][callback.state_key])
+    fit(trainer_in(tmp_path, [callback], 1), other, second)
+    assert torch.equal(weights_of(other), weights_of(model))
+
+
+class Wordy(Classifier):
+    def training_step(self, batch: Any, index: int) -> Tensor:
+        return self(torch.zeros(1, 64)).sum()
+
+
+@pytest.mark.parametrize(
+    ("kind", "data", "error", "told"),
+    [
+        (
+            Named,
+            Renested(tasks()[0], Named),
+            OptionError,
+            r"dict of \['x', 'name', 'y'\].*forward=",
+        ),
+        (Wordy, ["a", "b"], DataError, "a batch is a list without tensors"),
+    ],
+)
+def test_batches_that_cannot_be_used_are_refused_at_the_first(
+    tmp_path: Path, kind: type[Classifier], data: Any, error: type[Exception], told: str
+) -> None:
+    trainer = trainer_in(tmp_path, [LDCCallback()], 1)
+    with pytest.raises(error, match=told):
+        fit(trainer, kind(), data)
+    assert trainer.global_step == 0
+    free = LDCOptions(strength=0)
+    fit(trainer_in(tmp_path, [LDCCallback(free)], 1), kind(), data)  # nothing is asked of them
+
+
+class Halves(Classifier):
+    def __init__(self) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+
+    def configure_optimizers(self) -> Any:
+        return [torch.optim.SGD(layer.parameters(), lr=0.05) for layer in self.net[::2]]
+
+
+def test_several_optimisers_and_loaders_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match=r"the module has 2 optimisers.*parameter groups"):
+        fit(trainer_in(tmp_path, [LDCCallback()], 1), Halves(), tasks()[0])
+    loaders = {name: DataLoader(data, 32) for name, data in zip("ab", tasks(), strict=True)}
+    trainer = trainer_in(tmp_path, [LDCCallback()], 1)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="lightning")
+        with pytest.raises(OptionError, match="a dict of training loaders"):
+            trainer.fit(Classifier(), loaders)

@@ -426,7 +426,7 @@ def test_order_of_calls_and_missing_needs_are_refused():
         landscape.end_task()
     with pytest.raises(DataError, match="empty"):
         landscape.end_task([])
-    with pytest.raises(DataError, match="without tensors"):
+    with pytest.raises(DataError, match="not of tensors alone"):
         landscape.end_task(["text"])
     landscape.end_task([blobs(0)[0]])
     with pytest.raises(OptionError, match="no trainable parameter"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import pickle
 
 import pytest
@@ -339,3 +340,113 @@ def test_a_task_that_cannot_begin_leaves_the_modes(monkeypatch):
         landscape.begin_task()
     assert landscape.task is None
     assert [m.training for m in model] == [True] * 5
+
+
+class Frozen(nn.Sequential):
+    """Keeps its normalisation in evaluation mode, as a pretrained backbone does."""
+
+    frozen = False
+
+    def train(self, mode=True):
+        super().train(mode)
+        if self.frozen:
+            self[1].eval()
+        return self
+
+
+@pytest.mark.parametrize("evaluated", [False, True])  # before the task, as between tasks
+@pytest.mark.parametrize("by", ["network", "loop"])
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_layer_that_the_user_keeps_in_evaluation_keeps_its_statistics(evaluated, by, compiled):
+    model = Frozen(*network())
+    landscape = made(model, pseudo_inputs=4)
+    first_task(landscape)
+    model.frozen = by == "network"
+    model.train(not evaluated)
+    if not evaluated:
+        model[1].eval()
+    kept = statistics(model)
+    landscape.begin_task()
+    through = torch.compile(model, backend="eager") if compiled else model
+    x, y = data(1.0)
+    for _ in range(3):
+        model.train()
+        if by == "loop":
+            model[1].eval()
+        cross_entropy(through(x), y).backward()
+        landscape.step()
+    assert not moved(model, kept)
+    assert not model[1].training
+    landscape.abandon_task()
+    assert [m.training for m in model] == [True, False, True, True, True]
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_layer_that_the_user_lets_go_in_mid_task_is_mixed_again(compiled):
+    model = network()
+    landscape = made(model)
+    first_task(landscape)
+    landscape.begin_task()
+    through = torch.compile(model, backend="eager") if compiled else model
+    kept = statistics(model)
+    for frozen in (True, False):
+        model.train()
+        model[1].train(not frozen)
+        through(data(1.0)[0])
+        model.eval()  # says nothing of the layer
+        landscape.step()
+        assert moved(model, kept) is not frozen
+    landscape.abandon_task()
+    assert not model.train()[1]._forward_pre_hooks
+
+
+def test_a_landscape_that_is_dropped_in_mid_task_leaves_the_model_to_itself():
+    model = network()
+    landscape = made(model)
+    first_task(landscape)
+    landscape.begin_task()
+    model.train()
+    assert not model[1].training
+    del landscape
+    gc.collect()
+    assert model[1].training
+    assert not model[1]._forward_pre_hooks
+    assert "train" not in vars(model[1])
+
+
+def test_a_landscape_that_begins_takes_over_from_one_that_was_left_in_mid_task():
+    model = network()
+    left = made(model)
+    first_task(left)
+    left.begin_task()  # and never ended, but held by a traceback
+    fresh = made(model)
+    kept = statistics(model)
+    fresh.begin_task()
+    steps(fresh, 1.0)
+    assert model[1].training
+    assert moved(model, kept)
+    fresh.end_task([data(1.0)[0]])
+    fresh.begin_task()
+    (hook,) = model[1]._forward_pre_hooks.values()
+    for drop in (left.abandon_task, lambda: vars(left).clear(), gc.collect):
+        drop()
+        assert list(model[1]._forward_pre_hooks.values()) == [hook]
+        assert not model.train()[1].training
+    fresh.abandon_task()
+    assert model[1].training
+
+
+def test_a_copy_of_mid_task_is_taken_over_too():
+    model = network()
+    landscape = made(model)
+    first_task(landscape)
+    landscape.begin_task()
+    other = copy.deepcopy(model)
+    again = made(other)
+    again.begin_task()
+    assert other.train()[1].training
+    assert not model.train()[1].training
+    again.abandon_task()
+    resumed = made(copy.deepcopy(model))
+    resumed.load_state_dict(landscape.state_dict())
+    assert len(resumed.model[1]._forward_pre_hooks) == 1

@@ -309,6 +309,96 @@ def test_a_network_that_cannot_be_called_with_riders_is_left_alone():
     assert not rides_free(model, lambda b: model(b[0])[0], [inputs_of(3, 4)])
 
 
+class Heads(Model):
+    """Several heads, chosen by a second argument that may be left out."""
+
+    def __init__(self):
+        super().__init__()
+        self.heads = nn.ModuleList(nn.Linear(3, 3) for _ in range(3))
+
+    def forward(self, x, head=None):
+        z = self.net(x)
+        found = torch.stack([one(z) for one in self.heads], 1)
+        return found[torch.arange(len(x)), torch.zeros(len(x)).long() if head is None else head]
+
+
+BY_HEAD = {"first": lambda m: lambda b: m(b[0]), "last": lambda m: lambda b: m(b[0], b[-1])}
+
+
+@pytest.mark.parametrize(
+    ("parts", "forward", "called", "rides"),
+    [
+        (2, "first", 1, True),
+        (2, "first", 2, False),  # the second part is labels of classes
+        (2, "last", 2, False),
+        (3, "first", 1, True),
+        (3, "first", 2, False),
+        (3, "last", 1, False),
+        (3, "last", 2, True),
+    ],
+)
+def test_riders_are_passed_as_they_were_in_the_trial_alone(parts, forward, called, rides):
+    model = Heads()
+    forward = BY_HEAD[forward](model)
+    x, labels = inputs_of(60, 4, spread=0.3), torch.arange(60) % 3
+    gaussians = InputGaussians()
+    classes = torch.zeros(60, dtype=torch.long)
+    gaussians.take_in(Sample.grouped([x, labels, labels][:parts], classes), WEIGHTS)
+    rehearsal = Rehearsal.begun(gaussians, model, forward, number=8, generator=generator())
+    with rehearsal.joined(model, 0) as ride:
+        outputs = model(*[x, torch.ones(60, dtype=torch.long)][:called])
+    assert len(outputs) == 60
+    assert (ride is not None and ride.outputs is not None) is rides
+    assert rehearsal.loss(model, forward, 0).item() == pytest.approx(0.0, abs=1e-6)
+    saved = Rehearsal.from_state(rehearsal.state_dict(), torch.device("cpu"))
+    assert saved.free == rehearsal.free
+
+
+def test_two_landscapes_ride_in_one_pass():
+    model = Model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    both = [Landscape(model, optimizer, options=LDCOptions(seed=seed)) for seed in (0, 1)]
+    x, y = inputs_of(40, 4), torch.arange(40) % 3
+    seen = []
+    watch = model.register_forward_hook(lambda module, args, outputs: seen.append(len(outputs)))
+    for task in range(2):
+        for landscape in both:
+            landscape.begin_task()
+        seen.clear()
+        for _ in range(3):
+            optimizer.zero_grad()
+            with both[0].joining(), both[1].joining():
+                loss = F.cross_entropy(model(x), y)
+            for landscape in both:
+                loss = loss + landscape.rehearsal()
+            loss.backward()
+            optimizer.step()
+            for landscape in both:
+                landscape.step()
+        assert seen == [40, 40, 40]  # one pass a step, and hooks see the batch alone
+        assert all((each.task.rehearsal is not None) == (task == 1) for each in both)
+        for landscape in both:
+            landscape.end_task([(x, y)])
+    watch.remove()
+    assert not model._forward_hooks
+
+
+def test_what_an_interrupted_pass_made_of_the_riders_is_dropped():
+    model = Model()
+    rehearsal = begun(model)
+
+    def interrupted(context):
+        with context:
+            model(inputs_of(6, 4, 1))
+            raise KeyError("of the user's own code")
+
+    with pytest.raises(KeyError, match="own code"):
+        interrupted(rehearsal.joined(model, 0))
+    with torch.no_grad():
+        model.net[-1].bias[0] += 1.0
+    assert rehearsal.loss(model, forward_of(model), 0).item() > 0  # at the present weights
+
+
 def test_joined_and_separate_passes_have_the_same_gradients():
     found = {}
     for join in (False, True):
