@@ -2,8 +2,8 @@
 
 A method with a number starts from fifteen cells, three rates times five values; one without starts
 from five rates. While the best cell lies on an edge of the grid, that axis grows by its own ratio
-and the new cells are run, ``MAX_EXTENSIONS`` times an axis at most; what stays on an edge is marked wherever it
-is shown.
+and the new cells are run, ``MAX_EXTENSIONS`` times an axis at most; what stays on an edge is
+marked.
 
 One repeat a cell takes the luckiest of a method whose repeats scatter, and the more cells, the
 luckier. So the ``FINALISTS`` best cells are run on further repeats, ``REPEATS`` in all, and while
