@@ -22,6 +22,9 @@ class ProtocolAbout:
         targets: published figures, each (method, published, tolerance, source).
         methods: that it compares; a table names those of them that have no run in it.
         part: of the lab.
+        data: name of the data set.
+        guessed: methods whose number, where nothing is tuned, is the middle of the lab's grid.
+        settings_of: the protocol whose searches chose the tuned settings; None if its own.
     """
 
     title: str
@@ -32,3 +35,6 @@ class ProtocolAbout:
     targets: Sequence[Target] = ()
     methods: Sequence[str] = ()
     part: Part = "short"
+    data: str = ""
+    guessed: Sequence[str] = ()
+    settings_of: str | None = None

@@ -1,27 +1,31 @@
-"""LDC as it comes against every method without data, and where it is not above: why."""
+"""LDC as it comes against every other method, and where it is not above: why."""
 
 from __future__ import annotations
 
 from benchmarks.collected import Collected
 from benchmarks.contenders import CONTROL, EWC, Entry, compared, contenders
-from benchmarks.families import WITHOUT_DATA, Family
+from benchmarks.families import WITHOUT_DATA, Family, family
+from benchmarks.outcomes import REGIMES, Regime
 from benchmarks.statistics import REFERENCE, Estimate, Paired, Verdict, estimate, paired
-from benchmarks.views import p_text, settings_text
+from benchmarks.views import bytes_text, p_text, settings_text
 from flatcl.scores import scores
 
-_RIVALS: tuple[Family, ...] = (*CONTROL, *EWC, *WITHOUT_DATA)
+RIVALS: tuple[Family, ...] = (*CONTROL, *EWC, *WITHOUT_DATA)
+KEEPING: tuple[Family, ...] = ("rehearsal",)
+BOUND: tuple[Family, ...] = ("bound",)
 _GIVEN: tuple[Family, ...] = ("given",)
 
 
 def against_rivals(
-    collected: Collected, protocol: str, families: tuple[Family, ...] = _RIVALS
+    collected: Collected, protocol: str, families: tuple[Family, ...] = RIVALS
 ) -> list[tuple[Entry, Paired]]:
-    """Return methods that keep no data, each with its test against LDC at its defaults.
+    """Return the methods of some families, each with its test against LDC at its defaults.
 
     Args:
         collected: all runs.
         protocol: its name.
-        families: of the methods; all but those that are given LDC's rehearsal, unless told.
+        families: of the methods; those that keep no data and are not given LDC's rehearsal,
+            unless told.
 
     Returns:
         Those with a seed in common with LDC, the nearest to it or above it first; p
@@ -45,14 +49,17 @@ def verdict(collected: Collected, protocol: str) -> list[str]:
     Returns:
         Sentences; none where no rival was run yet, or LDC was not.
     """
-    return [
-        *_said(collected, against_rivals(collected, protocol), "methods that keep no data"),
-        *_said(
-            collected,
-            against_rivals(collected, protocol, _GIVEN),
-            "methods that keep no data and are given its rehearsal",
-        ),
-    ]
+    rivals = against_rivals(collected, protocol)
+    given = against_rivals(collected, protocol, _GIVEN)
+    said = _said(collected, rivals, "methods that keep no data")
+    if rivals and not given:
+        said.append(
+            "LDC rehearses here at draws from Gaussians of earlier inputs, beside its constraint; "
+            "none of these methods rehearses. FRONT.md has each part alone, on five streams."
+        )
+    said += _said(collected, given, "methods that keep no data and are given its rehearsal")
+    kept = against_rivals(collected, protocol, KEEPING)
+    return [*said, *_said(collected, kept, "methods that keep samples")]
 
 
 def _said(collected: Collected, found: list[tuple[Entry, Paired]], methods: str) -> list[str]:
@@ -63,9 +70,9 @@ def _said(collected: Collected, found: list[tuple[Entry, Paired]], methods: str)
     if below := by_verdict.get("below"):
         nearest, test = below[0]
         said.append(
-            f"LDC at its defaults is significantly above {len(below)} of {len(found)} {methods}, "
-            "each tuned or at its own defaults, whichever came out higher; the nearest of them is "
-            f"{nearest.method} ({_points(test.difference)})."
+            f"LDC at its defaults is significantly above {len(below)} of {len(found)} {methods}; "
+            f"the nearest of them is {nearest.method} ({_points(test.difference)})."
+            f"{_regimes(collected, [entry for entry, _ in found])}"
         )
     for entry, test in by_verdict.get("above", []):
         said.append(f"**{entry.method} is above LDC** {_why(collected, entry, test)}")
@@ -87,11 +94,43 @@ def _why(collected: Collected, entry: Entry, test: Paired) -> str:
         learned.append(100 * (theirs.learning - mine.learning))
         kept.append(100 * (theirs.acc - mine.acc) - learned[-1])
     p = "" if test.p_holm is None else f", p {p_text(test.p_holm)}"
-    text = f"({_points(test.difference)}{p})"
+    text = f"({_points(test.difference)}{p}{_bytes(collected, entry)})"
     parts = estimate(learned), estimate(kept)
     if parts[0] is not None and parts[1] is not None:
         text += f": {_points(parts[0])} in what is learned, {_points(parts[1])} in what is kept"
     return f"{text}.{_tuned_alike(collected, entry)}"
+
+
+def _regimes(collected: Collected, entries: list[Entry]) -> str:
+    """Return which of them had a second regime to come out higher in."""
+    run: dict[tuple[Regime, ...], list[str]] = {}
+    for entry in entries:
+        there = tuple(one for one in REGIMES if collected.runs(entry.protocol, one, entry.method))
+        run.setdefault(there, []).append(entry.method)
+    both = len(run.pop(REGIMES, []))
+    if not run:
+        return " Each was run tuned and at its own defaults, and enters as it came out higher."
+    alone = "; ".join(
+        f"{'tuned' if there == ('tuned',) else 'at their defaults'} alone: {', '.join(methods)}"
+        for there, methods in sorted(run.items())
+    )
+    return (
+        f" Run tuned and at their own defaults, to enter as they came out higher: {both} of the "
+        f"{len(entries)}; {alone}."
+    )
+
+
+def _bytes(collected: Collected, entry: Entry) -> str:
+    """Return what a method that keeps samples holds after the last task, and LDC."""
+    if family(entry.method) not in KEEPING:
+        return ""
+    held = []
+    for regime, method in ((entry.regime, entry.method), ("default", REFERENCE)):
+        done = collected.done(entry.protocol, regime, method).values()
+        held.append(max((run.bytes_held[1] for run in done if run.bytes_held), default=None))
+    if held[0] is None or held[1] is None:
+        return ""
+    return f", {bytes_text(held[0])} held, LDC {bytes_text(held[1])}"
 
 
 def _tuned_alike(collected: Collected, entry: Entry) -> str:

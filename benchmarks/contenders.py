@@ -23,6 +23,7 @@ class Entry:
         method: its name.
         regime: whose runs.
         acc: percent.
+        diverged: runs that are not in it.
         versus: less LDC at its defaults; None until it is compared, and without a common run.
     """
 
@@ -30,6 +31,7 @@ class Entry:
     method: str
     regime: Regime
     acc: Estimate
+    diverged: int = 0
     versus: Paired | None = None
 
 
@@ -46,7 +48,25 @@ def named(collected: Collected, protocol: str, method: str, regime: Regime) -> E
         None if no run came to its end.
     """
     acc = estimate(list(collected.acc(protocol, regime, method).values()))
-    return None if acc is None else Entry(protocol, method, regime, acc)
+    if acc is None:
+        return None
+    lost = len(collected.runs(protocol, regime, method)) - acc.n
+    return Entry(protocol, method, regime, acc, lost)
+
+
+def better(collected: Collected, protocol: str, method: str) -> Entry | None:
+    """Return a method as an entry, of the regime in which it did better.
+
+    Args:
+        collected: all runs.
+        protocol: its name.
+        method: its name.
+
+    Returns:
+        None if it is none of ``Collected.higher``.
+    """
+    regime = collected.higher(protocol, method)
+    return named(collected, protocol, method, regime) if regime else None
 
 
 def contenders(collected: Collected, protocol: str, families: Collection[Family]) -> list[Entry]:
@@ -63,8 +83,7 @@ def contenders(collected: Collected, protocol: str, families: Collection[Family]
         In the order of the tables; those of ``Collected.higher``.
     """
     methods = [m for m in in_order(collected.methods(protocol)) if family(m) in families]
-    better = ((method, collected.higher(protocol, method)) for method in methods)
-    found = (named(collected, protocol, m, regime) for m, regime in better if regime)
+    found = (better(collected, protocol, method) for method in methods)
     return [entry for entry in found if entry is not None]
 
 
@@ -83,20 +102,6 @@ def best(collected: Collected, protocol: str, families: Collection[Family]) -> E
     """
     found = contenders(collected, protocol, families)
     return max(found, key=lambda entry: entry.acc.mean, default=None)
-
-
-def joint_of(collected: Collected, protocol: str) -> Entry | None:
-    """Return joint training as an entry, tuned if there is that.
-
-    Args:
-        collected: all runs.
-        protocol: its name.
-
-    Returns:
-        None if no run came to its end.
-    """
-    where = collected.nearest(protocol, "tuned", "joint")
-    return named(collected, protocol, "joint", where) if where else None
 
 
 def compared(collected: Collected, entries: Sequence[Entry]) -> list[Entry]:

@@ -6,6 +6,9 @@ import re
 from collections.abc import Iterable
 from typing import Literal
 
+from flatcl.core.gaussians import RANK
+from flatcl.core.options import LDCOptions
+
 Family = Literal[
     "control", "ewc", "regulariser", "projection", "given", "rehearsal", "ldc", "bound", "other",
 ]  # fmt: skip
@@ -30,15 +33,27 @@ GIVEN = "+r"
 """Ends the name of a method that is given the pseudo-rehearsal that LDC has by default."""
 _SIZE = re.compile(r"-\d+$")  # of a buffer, in images
 _USES: dict[Family, str] = {
-    "given": "is given the pseudo-rehearsal that LDC has by default",
-    "rehearsal": "keeps samples of earlier tasks",
-    "bound": "trains on the samples of all tasks at once: a bound, not a rival",
+    "given": "is given the pseudo-rehearsal that LDC has by default, with all that it keeps",
+    "rehearsal": "keeps samples of earlier tasks; they count as float32, as they are delivered: as "
+    "uint8 the same bytes hold four times as many",
+    "bound": "trains on the samples of all tasks at once: a reference, not a rival",
     "other": "of no known family: never the best of a kind",
 }
+_SUMMARY = (
+    f"keeps no sample, but of each class that the network predicts the mean and {RANK} principal "
+    f"directions of its inputs, at draws from which, {LDCOptions().use_pseudo_inputs} a step, it "
+    "rehearses"
+)
 _USES_OF: dict[str, str] = {
     "gpm-first": "misses five times as much energy in the first layer: GPM's setting for this "
     "stream",
     "ogd": "keeps gradients of stored samples, one vector of the network's size each",
+    "er": "keeps as many samples as LDC's bytes hold",
+    "si": "has Avalanche's upper limit of its importances, 0.001, which is not in the paper "
+    "(Zenke et al. 2017): on small networks most lie at it, and the penalty is near L2's",
+    "mas": "averages importances over tasks with weight ½, as Avalanche does, so that those of "
+    "earlier tasks fade; the paper (Aljundi et al. 2018) sums them",
+    "ldc": _SUMMARY,
 }
 
 
@@ -92,17 +107,21 @@ def naive_of(methods: Iterable[str]) -> str | None:
     return next((name for name in ("naive", "naive-tuned") if name in there), None)
 
 
-def information(method: str) -> str | None:
+def information(method: str) -> list[str]:
     """Return what a method uses that plain regularisers do not, or how it departs from its kin.
 
     Args:
         method: its name.
 
     Returns:
-        A clause for a footnote, or None.
+        Clauses, a footnote each; none of a method that is what its name says.
     """
-    if method.endswith(STOCK):
-        return "as Avalanche 0.6.0 ships it, unrepaired"
+    plain = method.removesuffix(GIVEN).removesuffix(STOCK)
+    found = [_USES_OF[plain]] if plain in _USES_OF else []
     if method.startswith("ldc-er"):
-        return _USES["rehearsal"]
-    return _USES_OF.get(method, _USES.get(family(method)))
+        found += [_SUMMARY, _USES["rehearsal"]]
+    if family(method) in _USES:
+        found.append(_USES[family(method)])
+    if method.endswith(STOCK):
+        found.append("as Avalanche 0.6.0 ships it, unrepaired")
+    return found

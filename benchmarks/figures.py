@@ -75,12 +75,15 @@ def accuracy_over_time(
     return figure
 
 
-def accuracy_against_overhead(lines: Sequence[Line], styles: Styles) -> Figure | None:
+def accuracy_against_overhead(
+    lines: Sequence[Line], styles: Styles, noise: Sequence[float] = ()
+) -> Figure | None:
     """Return ACC against the seconds of the fastest run relative to Naive's.
 
     Args:
         lines: of one table.
         styles: of the methods.
+        noise: costs that were read of Naive's own steps; their range is shaded.
 
     Returns:
         A point a method with its 95 % interval; None without Naive.
@@ -97,6 +100,8 @@ def accuracy_against_overhead(lines: Sequence[Line], styles: Styles) -> Figure |
     axes.set_xscale("log")
     _plain_ticks(axes, [x for x, _, _ in points.values()])
     axes.axvline(1.0, color=GRID, linewidth=0.9, linestyle=":")
+    if noise:
+        axes.axvspan(min(1.0, *noise), max(1.0, *noise), color=GRID, alpha=0.35, linewidth=0)
     axes.set_xlabel("seconds of the fastest run, relative to Naive (log scale)")
     axes.set_ylabel("ACC (%)")
     return figure

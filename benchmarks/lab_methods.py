@@ -38,6 +38,7 @@ class Method:
         most: the largest value that the number can have.
         default: the number where nothing is tuned for anyone; its source is beside it in the table
             below.
+        guessed: whether that is the middle of the grid, for want of one in the table.
         change: what it changes in a protocol's options.
         kinds: of the streams that it is run on.
     """
@@ -48,6 +49,7 @@ class Method:
     grid: tuple[float, ...] = ()
     most: float = math.inf
     default: float | None = None
+    guessed: bool = False
     change: Change = lambda options, _: options
     kinds: tuple[Kind, ...] = get_args(Kind)
 
@@ -120,6 +122,7 @@ DEFAULTS: dict[str, float] = {
     "rwalk": 1.0,  # Chaudhry et al., A-GEM's scripts
     "rwalk-stock": 1.0,
     "kfac-laplace": 1.0,  # the exact Bayesian weight
+    "gpm-first": 0.01,  # Saha et al. 2021, permuted MNIST
 }
 MOST = {"gpm": 1.0, "gpm-first": 1.0 / FIRST}  # shares of energy, at most all
 # Naive too: a decay of the rate that suits the first three tasks leaves nothing to learn the
@@ -181,12 +184,20 @@ def lab_methods() -> dict[str, Method]:
 
 def _of(rival: Rival) -> Method:
     default = DEFAULTS.get(rival.name)
-    if default is None and rival.grid:
+    guessed = default is None and bool(rival.grid)
+    if guessed:
         default = rival.grid[len(rival.grid) // 2]
     most = MOST.get(rival.name, math.inf)
     kinds = KINDS.get(rival.name, Method.kinds)
     return Method(
-        rival.name, rival.name, rival.hyperparameter, rival.grid, most, default, kinds=kinds
+        rival.name,
+        rival.name,
+        rival.hyperparameter,
+        rival.grid,
+        most,
+        default,
+        guessed,
+        kinds=kinds,
     )
 
 

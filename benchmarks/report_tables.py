@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+from benchmarks.about import ProtocolAbout
 from benchmarks.collected import Collected
-from benchmarks.families import in_order, information
+from benchmarks.families import family, in_order, information
+from benchmarks.noise import noise_sentence
 from benchmarks.outcomes import Regime, Search
 from benchmarks.statistics import WILCOXON_PAIRS, Line, Paired, table, times_naive
 from benchmarks.targets import Judged
@@ -64,7 +66,7 @@ def result_view(
     regime: Regime,
     searches: Mapping[str, Search],
     judged: Sequence[Judged] = (),
-    compared: Sequence[str] = (),
+    about: ProtocolAbout | None = None,
 ) -> View:
     """Return the table of a protocol and regime.
 
@@ -72,9 +74,10 @@ def result_view(
         collected: all runs.
         protocol: its name.
         regime: whose.
-        searches: the protocol's, by method; they concern the tuned regime alone.
+        searches: that chose the protocol's settings, by method; they concern the tuned regime
+            alone.
         judged: published figures; those of this regime's concern the table.
-        compared: methods that belong there; those without a run are named below.
+        about: the protocol; methods that belong there and have no run are named below.
 
     Returns:
         A row a method.
@@ -87,6 +90,7 @@ def result_view(
     for line in lines:
         search = searches.get(line.method) if regime == "tuned" else None
         own = [*_notes(line, regime, search), *_misses(line.method, held)]
+        own += [*_beside(line, lines), *_guessed(line, regime, about)]
         notes += [note for note in own if note not in notes]
         rows.append(
             Row(
@@ -95,7 +99,10 @@ def result_view(
                 sorted(notes.index(note) + 1 for note in own),
             )
         )
-    return View(RESULT_COLUMNS, rows, notes, remarks=list(_remarks(lines, compared)))
+    remarks = [*_remarks(lines, about.methods if about else ())]
+    if costs and (rough := noise_sentence(collected, protocol)):
+        remarks.append(rough)
+    return View(RESULT_COLUMNS, rows, notes, remarks=remarks)
 
 
 def _cells(line: Line, relative: float | None) -> list[Cell]:
@@ -118,8 +125,7 @@ def _cells(line: Line, relative: float | None) -> list[Cell]:
 
 
 def _notes(line: Line, regime: Regime, search: Search | None) -> Iterable[str]:
-    told = information(line.method)
-    if told is not None:
+    for told in information(line.method):
         yield f"{told[0].upper()}{told[1:]}."
     if line.n_diverged:
         runs = line.n_seeds + line.n_diverged
@@ -138,6 +144,26 @@ def _notes(line: Line, regime: Regime, search: Search | None) -> Iterable[str]:
         yield f"Paired with LDC on {versus.difference.n} seeds only."
     if versus is not None and versus.doubtful and versus.p_wilcoxon is not None:
         yield f"Wilcoxon's test does not bear the difference out (p {p_text(versus.p_wilcoxon)})."
+
+
+def _beside(line: Line, lines: Sequence[Line]) -> Iterator[str]:
+    """Yield what only the other rows of the table tell of one."""
+    if family(line.method) == "bound" and line.acc is not None:
+        level = line.acc.mean
+        above = [other.method for other in lines if other.acc and other.acc.mean > level]
+        if above:
+            yield f"No bound here: {', '.join(above)} come{'s' * (len(above) == 1)} out above it."
+    er = next((other.bytes_held for other in lines if other.method == "er"), None)
+    if line.method == "agem" and er and line.bytes_held and line.bytes_held[1] < er[1]:
+        yield (
+            f"Holds {bytes_text(line.bytes_held[1])}, where er holds {bytes_text(er[1])}: it keeps "
+            "as many samples as the protocol gives a memory, not as LDC's bytes hold."
+        )
+
+
+def _guessed(line: Line, regime: Regime, about: ProtocolAbout | None) -> Iterator[str]:
+    if regime == "default" and about and line.method in about.guessed:
+        yield "Its number is the middle of our grid: none is taken from its paper or library."
 
 
 def _remarks(lines: Sequence[Line], compared: Sequence[str]) -> Iterator[str]:
@@ -211,8 +237,14 @@ def target_view(judged: Sequence[Judged]) -> View:
         A row a figure, misses among them.
     """
     rows = []
+    rivals = [one for one in judged if one.verdict in {"reached", "missed"}]
+    rivals = [one for one in rivals if family(one.target.method) not in {"control", "bound"}]
+    blunt = sum(not one.telling for one in rivals)
     for found in judged:
         target, ours = found.target, found.reached
+        said: str = found.verdict
+        if said in {"reached", "missed"} and not found.telling:
+            said += ", not discriminating"
         gap = None if ours is None else ours - target.published
         tolerance = target.tolerance
         cells = [
@@ -222,11 +254,17 @@ def target_view(judged: Sequence[Judged]) -> View:
             Cell(found.regime or "–", found.regime),
             Cell("–" if gap is None else f"{gap:+.2f}".replace("-", "−"), gap),
             Cell("–" if tolerance is None else f"± {tolerance:g}", tolerance),
-            Cell(found.verdict, found.verdict),
+            Cell(said, said),
             Cell(text := " ".join((f"{target.source}.", target.discrepancy)).strip(), text),
         ]
         rows.append(Row(target.method, cells))
-    return View(TARGET_COLUMNS, rows)
+    remarks = []
+    if blunt:
+        remarks.append(
+            f"{blunt} of {len(rivals)} judged figures of rivals are not discriminating: our Naive, "
+            "of the same regime, lies within their tolerance too."
+        )
+    return View(TARGET_COLUMNS, rows, remarks=remarks)
 
 
 def _verdict(versus: Paired | None) -> Cell:

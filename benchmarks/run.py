@@ -171,6 +171,9 @@ def render(lab: Lab, known: Mapping[str, Protocol], folder: Path) -> None:
             targets.get(name, ()),
             [method.name for method in methods_of(p)],
             p.part,
+            p.options.data,
+            [method.name for method in methods_of(p) if method.guessed],
+            p.settings_of,
         )
         for name, p in known.items()
     }

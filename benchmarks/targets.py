@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from benchmarks.families import family
 from benchmarks.outcomes import Regime
 from flatcl.errors import DataError
 
 TARGETS = Path(__file__).parent / "targets.csv"
+_NOTHING_TO_TUNE = {"naive", "joint"}
 COLUMNS = ("protocol", "method", "published", "tolerance", "source", "discrepancy")
 
 
@@ -49,11 +49,19 @@ class Judged:
         target: the published one.
         reached: our ACC, percent; None if the method has no finished run here.
         regime: of ours; None likewise.
+        naive: our Naive's ACC, percent, of the same regime if it has run there; None without it,
+            or where it is Naive itself that is judged.
     """
 
     target: Target
     reached: float | None
     regime: Regime | None = None
+    naive: float | None = None
+
+    @property
+    def telling(self) -> bool:
+        """Whether our Naive would miss the figure: else to reach it shows nothing."""
+        return self.naive is None or not self._within(self.naive)
 
     @property
     def verdict(self) -> Literal["reached", "missed", "not judged", "not run"]:
@@ -62,8 +70,11 @@ class Judged:
             return "not run"
         if self.target.tolerance is None:
             return "not judged"
-        near = abs(self.reached - self.target.published) <= self.target.tolerance
-        return "reached" if near else "missed"
+        return "reached" if self._within(self.reached) else "missed"
+
+    def _within(self, acc: float) -> bool:
+        tolerance = self.target.tolerance
+        return tolerance is not None and abs(acc - self.target.published) <= tolerance
 
 
 def load_targets(path: Path = TARGETS) -> dict[str, list[Target]]:
@@ -123,12 +134,24 @@ def judge(
     found = []
     for target in targets:
         order: tuple[Regime, ...] = ("default", "tuned")
-        if family(target.method) not in {"control", "bound"}:
+        if target.method not in _NOTHING_TO_TUNE:
             order = ("tuned", "default")
-        ours = {regime: reached.get(regime, {}).get(target.method) for regime in order}
-        regime = next((regime for regime in order if ours[regime] is not None), None)
-        found.append(Judged(target, ours[regime] if regime else None, regime))
+        ours, regime = _first(reached, order, target.method)
+        same = (regime, *order) if regime else order
+        naive = None if target.method == "naive" else _first(reached, same, "naive")[0]
+        found.append(Judged(target, ours, regime, naive))
     return found
+
+
+def _first(
+    reached: Mapping[Regime, Mapping[str, float | None]], order: Iterable[Regime], method: str
+) -> tuple[float | None, Regime | None]:
+    """Return a method's ACC in the first regime that has it, and which."""
+    for regime in order:
+        acc = reached.get(regime, {}).get(method)
+        if acc is not None:
+            return acc, regime
+    return None, None
 
 
 def _text(value: str | None, where: str, column: str) -> str:

@@ -64,6 +64,11 @@ def test_overhead_is_relative_to_naive_or_to_its_tuned_form():
     assert points["naive"] == pytest.approx([1.0, 50.0])
     only = table(Collected(runs("ewc", [0.8])), "p", "tuned")
     assert accuracy_against_overhead(only, STYLES) is None
+    assert not figure.axes[0].patches
+    shaded = accuracy_against_overhead(table(Collected(outcomes), "p", "tuned"), STYLES, [0.8, 0.9])
+    assert shaded is not None
+    (band,) = shaded.axes[0].patches
+    assert (band.get_x(), band.get_x() + band.get_width()) == pytest.approx((0.8, 1.0))
     tuned = Collected([*runs("naive-tuned", [0.5], seconds=25.0), *runs("ewc", [0.8], seconds=50)])
     figure = accuracy_against_overhead(table(tuned, "p", "tuned"), Styles(["naive-tuned", "ewc"]))
     assert figure is not None

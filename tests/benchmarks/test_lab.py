@@ -163,6 +163,12 @@ def test_every_method_with_a_number_starts_from_five_values_in_equal_ratios():
         assert method.default is not None or method.name.startswith("ldc")
 
 
+def test_a_default_that_is_of_no_paper_or_library_is_told():
+    guessed = {name.removesuffix("+r") for name, one in lab_methods().items() if one.guessed}
+    assert guessed == {"naive-tuned", "ncl", "owm", "gpm", "dco"}
+    assert lab_methods()["gpm-first"].default == lab_methods()["gpm"].default == 0.01
+
+
 def test_every_method_has_a_family_a_colour_and_a_mark():
     names = list(lab_methods())
     styles = Styles(names)
@@ -214,7 +220,7 @@ def test_the_lab_makes_what_is_missing_once_and_tells_it_all(protocol, tmp_path)
     page = (folder / "README.md").read_text(encoding="utf-8")
     assert "Two tasks of digits" in page
     absent = [m.name for m in methods_of(protocol) if m.name != "ldc"]
-    named = re.findall(r"^Still to be run of what the protocol compares: (.*)\.$", page, re.M)
+    named = re.findall(r"^Still to be run of what the protocol compares: (.*)\. *$", page, re.M)
     assert [sorted(line.split(", ")) for line in named] == [sorted(absent)] * len(REGIMES)
     summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
     accs = [100 * sum(o.accuracy[-1]) / 2 for o in outcomes if o.regime == "tuned"]

@@ -7,16 +7,19 @@ import json
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from lab_runs import PROTOCOLS, lab, run, runs
 
+from benchmarks.collected import Collected
 from benchmarks.markers import insert
 from benchmarks.outcomes import Search, Tried
 from benchmarks.report import write_report
-from benchmarks.report_tables import bytes_text
+from benchmarks.report_tables import bytes_text, result_view, target_view
 from benchmarks.summary import summarize
+from benchmarks.targets import Target, judge
 from flatcl.errors import DataError
 
 NAME = "split-mnist-domain"
@@ -79,7 +82,7 @@ def made(tmp_path_factory):
     outcomes += [*runs("naive", [0.2], **few), *runs("ldc", [0.9], **few)]
     about = {name: PROTOCOLS[name] for name in (NAME, "split-mnist-class")}
     root = tmp_path_factory.mktemp("lab")
-    page = "# flatcl\n\n<!-- generated: lab -->\nold\n<!-- end -->\n\nbelow\n"
+    page = "# flatcl\n\n<!-- generated: lab -->\nstale text\n<!-- end -->\n\nbelow\n"
     (root / "README.md").write_text(page)
     write_report(outcomes, searches, about, root / "benchmarks")
     return outcomes, searches, about, root
@@ -124,8 +127,8 @@ def test_the_same_runs_make_the_same_bytes(made, tmp_path):
 
 def test_footnotes_tell_what_a_row_rests_on(made):
     markdown = read(made, "README.md")
-    part = markdown[markdown.index("domain-incremental, tuned") :]
-    notes = dict(re.findall(r"^\[(\d+)\] (.*?) *$", part.split("\n### ")[0], re.M))
+    part = markdown[markdown.index("domain-incremental, tuned") :].split("\n### ")[0]
+    notes = dict(re.findall(r"^\[(\d+)\] (.*?) *$", part, re.M))
     row = dict(re.findall(r"^\| \**(\S+?)\** \[([\d,]+)\]", part, re.M))
 
     def of(method):
@@ -134,9 +137,46 @@ def test_footnotes_tell_what_a_row_rests_on(made):
     assert "1 of 2 runs diverged" in of("ewc")
     assert "edge of the grid (lr)" in of("si")
     assert "Keeps samples" in of("er")
-    assert "a bound, not a rival" in of("joint")
+    assert "a reference, not a rival" in of("joint")
+    assert "mean and 8 principal directions" in of("ldc")
     default = markdown[markdown.index("domain-incremental, default") :]
     assert "Not the published 55.16" in default.split("\n### ")[0]  # naive: at the given rate
+
+
+def test_footnotes_that_only_the_other_rows_tell():
+    outcomes = [*runs("ldc", [0.9, 0.91]), *runs("joint", [0.8, 0.81]), *runs("ncl", [0.85, 0.86])]
+    outcomes += [
+        *runs("er", [0.7, 0.7], held=(3000, 3000)),
+        *runs("agem", [0.6, 0.6], held=(500, 500)),
+    ]
+    outcomes += [*runs("naive", [0.3, 0.3]), *runs("naive-tuned", [0.3, 0.3], seconds=8)]
+    outcomes += runs("ncl", [0.8, 0.8], regime="default")
+    about = replace(PROTOCOLS[NAME], guessed=["ncl"])
+
+    def notes(regime):
+        view = result_view(Collected(outcomes), "p", regime, {}, (), about)
+        return {
+            row.key: " ".join(view.notes[number - 1] for number in row.notes) for row in view.rows
+        }, view.remarks
+
+    tuned, remarks = notes("tuned")
+    assert "No bound here: ncl, ldc come out above it." in tuned["joint"]
+    assert "Holds 500 B, where er holds 3 kB" in tuned["agem"]
+    assert "Holds" not in tuned["er"]
+    assert "middle of our grid" not in tuned["ncl"]
+    assert "middle of our grid" in notes("default")[0]["ncl"]
+    assert any("reads 0.80 here" in remark for remark in remarks)
+
+
+def test_published_figures_that_our_naive_reaches_too_are_marked():
+    reached = {"tuned": {"naive": 66.0, "ewc": 64.0, "si": 90.0, "joint": 98.0}}
+    targets = [Target("ewc", 65.0, 2.0, "x"), Target("si", 91.0, 2.0, "x")]
+    targets += [Target("naive", 66.0, 1.0, "x"), Target("mas", 66.0, 9.0, "x")]
+    view = target_view(judge(targets, reached))
+    assert [row.cells[6].text for row in view.rows] == [
+        "reached, not discriminating", "reached", "reached", "not run",
+    ]  # fmt: skip
+    assert view.remarks[0].startswith("1 of 2 judged figures of rivals are not discriminating")
 
 
 def test_misses_and_figures_that_are_not_judged_are_shown(made):
@@ -159,7 +199,7 @@ def test_the_main_page_gets_the_headline_and_keeps_the_rest(made):
     text = (made[3] / "README.md").read_text(encoding="utf-8")
     assert text.startswith("# flatcl\n\n<!-- generated: lab -->\n\n| protocol")
     assert text.endswith("<!-- end -->\n\nbelow\n")
-    assert "old" not in text
+    assert "stale text" not in text
     assert "Geometric mean of the gap closed" in text
 
 

@@ -11,8 +11,7 @@ from lab_runs import PROTOCOLS, run, runs
 from benchmarks.collected import Collected
 from benchmarks.contenders import best
 from benchmarks.families import family, in_order, information
-from benchmarks.gap import Gap, gap_closed, gaps, mean_share
-from benchmarks.headline import entries, headline_table
+from benchmarks.gap import Gap, gap_closed, gaps, mean_sentence, mean_share
 from benchmarks.outcomes import Outcome, Regime
 from benchmarks.statistics import (
     Estimate,
@@ -24,6 +23,8 @@ from benchmarks.statistics import (
     table,
 )
 from benchmarks.summary import summarize
+from flatcl.core import gaussians
+from flatcl.core.options import LDCOptions
 from flatcl.errors import DataError
 
 
@@ -212,6 +213,20 @@ def test_the_gap_begins_at_naive_where_that_is_above_every_ewc():
     assert gap_closed(Collected([*naive, *level[3:], *broken, *untuned]), "p") is None
 
 
+def test_the_best_others_share_of_the_gap_and_joint_of_its_higher_regime():
+    outcomes = [*triple(0.80, 0.85, 0.90), *runs("gpm", [0.84, 0.84 + 0.0009, 0.84 + 0.0018])]
+    gap = gap_closed(Collected(outcomes), "p")
+    assert gap is not None
+    assert (gap.other, gap.other_share) == ("gpm", pytest.approx(0.4, abs=0.01))
+    assert "50 %" in mean_sentence([gap])
+    assert mean_sentence([gap]).endswith("; of the best other, counted alike: 40 %.")
+    outcomes += runs("joint", [1.0, 1.0, 1.0], regime="default")
+    gap = gap_closed(Collected(outcomes), "p")
+    assert gap is not None
+    assert gap.share == pytest.approx(0.25, abs=0.01)
+    assert gap.other_share == pytest.approx(0.2, abs=0.01)
+
+
 def test_there_is_no_gap_where_joint_is_not_above_ewc():
     gap = gap_closed(Collected(triple(0.9, 0.95, 0.89)), "p")
     assert gap is not None
@@ -258,28 +273,6 @@ def test_the_best_ewc_is_the_highest_variant_that_mostly_finished():
     assert best(Collected(outcomes), "p", ("projection",)) is None
 
 
-def test_headline_marks_ties_and_rivals_above():
-    outcomes = triple(0.80, 0.85, 0.90, protocol="split-mnist-domain")
-    name = {"protocol": "split-mnist-domain"}
-    outcomes += runs("mas", [0.85, 0.8515, 0.8515], **name)  # differs from LDC by noise
-    outcomes += runs("naive", [0.5, 0.51, 0.53], **name)
-    outcomes += runs("er", [0.99] * 3, **name)  # keeps data: no column of its own
-    marked = entries(Collected(outcomes))["split-mnist-domain"]
-    verdicts = [e.versus.verdict if e and e.versus else None for e in marked]
-    assert verdicts == ["below", "below", "tie", None, None, "above"]
-    text = headline_table(outcomes, PROTOCOLS)
-    row = next(line for line in text.splitlines() if "domain-incremental" in line)
-    assert "(mas) =" in row
-    assert "**85.1 ± 0.2**" in row
-    assert "90.1 ± 0.3 ↑" in row
-    assert "50 %" in row
-    assert "99.0" not in text
-    outcomes += runs("ldc", [0.87, 0.872, 0.871], **name)  # tuned: shown, no contender and no base
-    text = headline_table(outcomes, PROTOCOLS)
-    tuned = next(line for line in text.splitlines() if "domain-incremental" in line)
-    assert tuned.split() == row.replace("– |", "87.1 ± 0.2 |", 1).split()
-
-
 def test_families_put_names_in_order_and_strange_names_never_become_the_best():
     shuffled = ["joint", "ldc", "er", "x", "si", "ewc-online", "trgp", "gpm", "ewc", "naive"]
     assert in_order(shuffled) == [
@@ -288,8 +281,23 @@ def test_families_put_names_in_order_and_strange_names_never_become_the_best():
     assert family("ewc-kfac") == "ewc"
     assert family("ewcx") == "other"
     assert family("trgp") == "other"  # published figures alone
-    assert "keeps samples" in str(information("er"))
-    assert information("si") is None
+
+
+def test_what_a_method_uses_or_departs_in_is_told_of_every_row_of_it():
+    assert information("owm") == []
+    for row in ("si", "si-stock", "si+r"):
+        assert any("0.001" in told for told in information(row)), row
+    for row in ("mas", "mas+r"):
+        assert any("weight ½" in told for told in information(row)), row
+    assert any("unrepaired" in told for told in information("si-stock"))
+    for row in ("er", "er-50", "agem", "ldc-er-50"):
+        assert any("keeps samples" in told and "uint8" in told for told in information(row)), row
+    rank, draws = gaussians.RANK, LDCOptions().use_pseudo_inputs
+    for row in ("ldc", "ldc-er-50"):
+        own = information(row)[0]
+        assert f"mean and {rank} principal directions" in own
+        assert f"{draws} a step" in own
+    assert information("ldc-published") == []
 
 
 def test_cost_is_that_of_the_fastest_run_of_either_regime():

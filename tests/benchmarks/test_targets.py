@@ -72,6 +72,23 @@ def test_what_has_nothing_to_tune_is_judged_at_the_protocols_rate():
     assert (only.reached, only.regime) == (60.0, "tuned")
 
 
+def test_a_figure_that_our_naive_of_that_regime_reaches_shows_nothing():
+    reached = {"default": {"naive": 50.0, "si": 57.0}, "tuned": {"naive": 60.0, "ewc": 61.0}}
+    ewc, si, naive, joint = judge(
+        [Target(m, 60.0, 3.0, "x") for m in ("ewc", "si", "naive", "joint")], reached
+    )
+    assert (ewc.naive, ewc.telling) == (60.0, False)
+    assert (si.naive, si.telling) == (50.0, True)
+    assert (naive.naive, naive.telling) == (None, True)
+    assert (joint.naive, joint.telling) == (50.0, True)
+
+
+def test_tuned_naive_has_a_number_of_its_own_and_is_judged_tuned():
+    reached = {"default": {"naive-tuned": 50.0}, "tuned": {"naive-tuned": 60.0}}
+    found = judge([Target("naive-tuned", 60.0, 1.0, "x")], reached)[0]
+    assert (found.reached, found.regime) == (60.0, "tuned")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("protocol", "target"),
