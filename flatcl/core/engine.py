@@ -13,11 +13,8 @@ from flatcl.core.forecast import Forecast
 from flatcl.core.holdings import Holdings
 from flatcl.core.measure import Measurement, ProbeMeasurement, TaskEnd
 from flatcl.core.precision import full_precision, under_present_autocast
-from flatcl.core.record import record_
-from flatcl.core.rehearsal import Rehearsal
-from flatcl.core.sample import Sample
+from flatcl.core.record import Kept
 from flatcl.core.statistics import MixedStatistics
-from flatcl.core.witnesses import Witnesses
 from flatcl.errors import NonFiniteError, StateError
 
 # What a task's way is taken for where none was travelled, as a share of ‖W‖. Perceptrons on MNIST
@@ -52,7 +49,7 @@ class Landscape(Holdings):
 
     Args:
         model: the network; heads may be added or grow between tasks.
-        optimizer: the one that trains it.
+        optimizer: the one that trains it; where another does from some task on, ``attach`` it.
         options: see ``LDCOptions``; None for the defaults.
         forward: from a batch (its tensors) to outputs [..., C]; None for ``model(batch[0])``. Where
             the classes are not the last dimension, or are no classes: see ``gradients.Forward``.
@@ -81,10 +78,8 @@ class Landscape(Holdings):
         if self.task is not None or self.tasks_ended:
             raise StateError("fit comes before the first task: make a fresh Landscape for it")
         self._layout()
-        if self.options.records:
-            travelled = {n: p.detach() * USUAL_WAY for n, p in self.parameters.items()}
-            self._record(ProbeMeasurement(self._units, {}), travelled, batches)
-        self.tasks_ended = 1
+        travelled = {n: p.detach() * USUAL_WAY for n, p in self.parameters.items()}
+        self._record(ProbeMeasurement(self._units, {}), travelled, batches)
 
     def begin_task(self, steps: int | None = None) -> None:
         """Start a task: look at the model afresh and take up the earlier tasks' constraint.
@@ -106,18 +101,12 @@ class Landscape(Holdings):
         share = self.options.use_hold_statistics if self.tasks_ended else 0.0
         statistics = MixedStatistics.begun(self.model, share)
         self.task = task = self.begun(self.constraints, self.tasks_ended, steps, statistics)
-        if self.options.use_pseudo_inputs and self.inputs.groups:
-            try:
-                task.rehearsal = Rehearsal.begun(
-                    self.inputs,
-                    self.model,
-                    self.forward,
-                    number=self.options.use_pseudo_inputs,
-                    generator=self.generator,
-                )
-            except BaseException:
-                self.abandon_task()
-                raise
+        try:
+            task.warn_of_loose()
+            task.rehearse(self.inputs, self.model, self.forward, self.generator)
+        except BaseException:
+            self.abandon_task()
+            raise
 
     def joining(self) -> AbstractContextManager[object]:
         """Let the network's next training pass serve ``rehearsal`` too, where it can.
@@ -162,7 +151,8 @@ class Landscape(Holdings):
                 alone.
 
         Raises:
-            StateError: no task is running, or the batch size is missing.
+            StateError: no task is running, the batch size is missing, or the optimiser trains
+                parameters that it did not train when the task began (seen where a pull is due).
         """
         if self.task is None:
             raise StateError(_IDLE)
@@ -177,7 +167,9 @@ class Landscape(Holdings):
                 read. Needed by ``source="probe"`` and "fisher".
 
         Raises:
-            StateError: no task is running, or the source lacks what it needs.
+            StateError: no task is running, the source lacks what it needs, or what is trained has
+                changed since the task began. After this and any other error but the next, the task
+                runs on, nothing is recorded of it, and the call can be repeated.
             NonFiniteError: the weights are not finite; nothing is recorded of this task, and it
                 runs no more.
         """
@@ -195,9 +187,7 @@ class Landscape(Holdings):
                 "the weights are not finite at the task's end: the training diverged; lower the "
                 "learning rate"
             )
-        if self.options.records or self.network is not None:
-            self._record(task.measurement, task.travelled(), batches)
-        self.tasks_ended += 1
+        self._record(task.measurement, task.travelled(), batches)
         self.task = None
 
     def abandon_task(self) -> None:
@@ -212,7 +202,8 @@ class Landscape(Holdings):
         """Show pulled weights while the body runs, then put the others back bit for bit.
 
         Yields:
-            Nothing. Outside a task, or right after a pull, the weights are left as they are.
+            Nothing. Outside a task, right after a pull, and inside another ``evaluating``, the
+            weights are left as they are.
         """
         with nullcontext() if self.task is None else self.task.pulled():
             yield
@@ -251,6 +242,26 @@ class Landscape(Holdings):
         travelled: Mapping[str, Tensor],
         batches: Iterable[Sequence[Tensor] | Tensor] | None,
     ) -> None:
+        """Count a task as ended, and keep what is to be kept of it: all, or after an error nothing.
+
+        The generator too is as it was then, so that a repetition finds the same.
+        """
+        kept, drawn = self._kept(), self.generator.get_state()
+        if self.options.records or self.network is not None:
+            try:
+                self._add(kept, measurement, travelled, batches)
+            except BaseException:
+                self.generator.set_state(drawn)
+                raise
+        self._take_over(kept)
+
+    def _add(
+        self,
+        kept: Kept,
+        measurement: Measurement,
+        travelled: Mapping[str, Tensor],
+        batches: Iterable[Sequence[Tensor] | Tensor] | None,
+    ) -> None:
         if batches is not None:
             batches = self.peers.joined(batches, self._device)
         end = TaskEnd(
@@ -267,30 +278,10 @@ class Landscape(Holdings):
         if batches is not None and probed:
             end = replace(end, batches=end.inputs())  # read more than once
         with full_precision(self._device), self.peers.silent():
-            if self.network is not None:
-                self.network.end_task(end)
             if self.options.strength > 0:
                 network = replace(self._present(), forward=end.forward)
-                self.probe_scale = record_(
-                    self.constraints, self.history, network, measurement, end, self.peers
-                )
+                kept.measure_(network, measurement, end, self.peers)
             if self.options.use_pseudo_inputs or self.options.witnesses:
-                self._take_in(end)
-
-    def _take_in(self, end: TaskEnd) -> None:
-        """Keep what rehearsal and forecast need of a task's inputs: moments and witnesses."""
-        sample = None
-        if end.batches is not None:
-            sample = Sample.of(self.model, end.forward, end.inputs())
-        if sample is not None and self.options.use_pseudo_inputs:
-            self.inputs.take_in(sample, sum(p.numel() for p in self.model.parameters()))
-            self.peers.adopt_(self.inputs.tensors())
-        if self.options.witnesses:
-            number = max(1, self.options.witnesses // (self.tasks_ended + 1))
-            found = None
-            if sample is not None:
-                seed = self.tasks_ended
-                found = Witnesses.drawn(self.model, end.forward, sample, number, seed)
-            if found is not None:
-                self.peers.adopt_(found.tensors())
-            self.history.testify(found, number, self.tasks_ended)
+                kept.take_in_(end, self.peers, self.tasks_ended)
+            if self.network is not None:  # last: what it takes up cannot be taken back
+                self.network.end_task(end)

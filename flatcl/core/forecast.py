@@ -203,6 +203,17 @@ class History:
                 reasons.append(_doubt_of_witnesses(rise, error, quadratic[-1]))
         return Forecast(tuple(rises), tuple(quadratic), tuple(spent[1:]), tuple(reasons))
 
+    def to(self, device: torch.device) -> History:
+        """Return the history with its witnesses on a device, in lists of its own.
+
+        Args:
+            device: where they shall be.
+
+        Returns:
+            The same; what is added there is not added here.
+        """
+        return History(list(self.spent), [found and found.to(device) for found in self.witnesses])
+
     def bytes_held(self) -> int:
         """Return the bytes of the witnesses.
 

@@ -12,9 +12,10 @@ that their first two moments are drawn from is flatcl's.
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -158,6 +159,27 @@ class InputGaussians:
             Means and directions, group by group.
         """
         return [t for group in self.groups.values() for t in (group.mean, group.directions)]
+
+    def to(self, device: torch.device) -> InputGaussians:
+        """Return the Gaussians on a device, in a collection of their own.
+
+        Args:
+            device: where the moments shall be.
+
+        Returns:
+            The same; what is taken in there is not taken in here.
+        """
+        found = copy.copy(self)
+        found.groups = {
+            key: replace(
+                group,
+                mean=group.mean.to(device),
+                directions=group.directions.to(device),
+                rest=[part.to(device) for part in group.rest],
+            )
+            for key, group in self.groups.items()
+        }
+        return found
 
     def bytes_held(self) -> int:
         """Return the bytes of all moments.

@@ -21,6 +21,7 @@ from flatcl.core.layers import Unit, matrix_views, trained_parameters
 from flatcl.core.metric import StepMetric
 from flatcl.core.network import NetworkConstraint
 from flatcl.core.options import LDCOptions
+from flatcl.core.record import Kept
 from flatcl.core.saved import State
 from flatcl.core.state import state_of, take_up
 from flatcl.core.statistics import MixedStatistics, running_statistics
@@ -59,21 +60,24 @@ class Holdings:
 
     @property
     def task(self) -> RunningTask | None:
-        """The running task; while it runs, running statistics of the model may be mixed."""
+        """The running task; meanwhile running statistics may be mixed, and optimisers watched."""
         return self._task
 
     @task.setter
     def task(self, task: RunningTask | None) -> None:
         if self._task is not None:
-            self._task.statistics.release_()
+            self._task.release_()
         if task is not None:
-            task.statistics.mix_()
+            task.begin_()
         self._task = task
 
     def attach(
         self, model: nn.Module, optimizer: Optimizer, *, group: ProcessGroup | None = None
     ) -> None:
         """Go on with another model or optimiser object, between tasks.
+
+        Needed wherever the loop makes a new one: pulls go by the learning rates and the state of
+        the optimiser known here.
 
         Args:
             model: the network; parameters are known by their names. If it is wrapped in
@@ -202,6 +206,21 @@ class Holdings:
             network=self.network,
         )
 
+    def _kept(self) -> Kept:
+        """Return what is held, to be added to: nothing here changes with it."""
+        inputs, history = self.inputs.to(self._device), self.history.to(self._device)
+        return Kept(dict(self.constraints), history, inputs, self.probe_scale)
+
+    def _take_over(self, kept: Kept) -> None:
+        """Hold this from now on; a task has ended."""
+        self.constraints, self.history, self.inputs, self.probe_scale, self.tasks_ended = (
+            kept.constraints,
+            kept.history,
+            kept.inputs,
+            kept.probe_scale,
+            self.tasks_ended + 1,
+        )
+
     def _bytes_of_network(self) -> int:
         held = [] if self.network is None else self.network.state_dict().values()
         return sum(t.numel() * t.element_size() for t in held if isinstance(t, Tensor))
@@ -214,10 +233,15 @@ class Holdings:
         self._units: list[Unit] = matrix_views(self.model)
         self.parameters = trained_parameters(self.model)
         self._device = next(iter(self.parameters.values())).device
+        self.inputs = self.inputs.to(self._device)
+        self.history = self.history.to(self._device)
         for unit in self._units:
             if (held := self.constraints.get(unit.name)) is not None:
                 weight = unit.gather(self.parameters).detach()
                 self.constraints[unit.name] = held.to(weight.device).grown_to(weight)
 
     def _present(self) -> Network:
+        device = next(iter(self.parameters.values())).device
+        if device != self._device and self.task is None:  # moved since the last task
+            self._layout()
         return Network(self.model, self._units, self.parameters, self.forward)

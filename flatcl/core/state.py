@@ -14,7 +14,6 @@ from flatcl.core.checkpoint import (
 )
 from flatcl.core.forecast import History
 from flatcl.core.gaussians import InputGaussians
-from flatcl.core.rehearsal import Rehearsal
 from flatcl.core.saved import State, entry, refuse_not_finite
 from flatcl.core.statistics import MixedStatistics
 from flatcl.errors import StateError
@@ -96,8 +95,6 @@ def _take_up(landscape: Holdings, state: State) -> None:
         steps = entry(running, "steps", "task")
         statistics = MixedStatistics.from_state(landscape.model, running.get("statistics"))
         task = landscape.begun(constraints, tasks_ended, steps, statistics)
-        if (rehearsal := running.get("rehearsal")) is not None:
-            task.rehearsal = Rehearsal.from_state(rehearsal, device)
         task.load_state_dict(running)
     warn_of_changes(entry(state, "options", "landscape"), asdict(landscape.options))
     if network is not None:

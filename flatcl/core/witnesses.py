@@ -107,6 +107,17 @@ class Witnesses:
         error = float(each.std()) / math.sqrt(len(each)) if len(each) > 1 else math.inf
         return float(each.mean()), error
 
+    def to(self, device: torch.device) -> Witnesses:
+        """Return the witnesses on a device.
+
+        Args:
+            device: where they shall be.
+
+        Returns:
+            The same there.
+        """
+        return Witnesses([part.to(device) for part in self.parts], self.expected.to(device))
+
     def tensors(self) -> list[Tensor]:
         """Return all that is kept, to be counted or sent between processes in place.
 

@@ -300,7 +300,7 @@ def test_probe_unit_is_fixed_by_the_first_task(generator):
     grown = nn.Linear(4, 8)
     with torch.no_grad():
         grown.weight[:2], grown.bias[:2] = model.weight, model.bias
-    landscape.model = grown
+    landscape.attach(grown, torch.optim.SGD(grown.parameters(), lr=0.1))
     landscape.begin_task()
     landscape.step()
     landscape.end_task([torch.randn(64, 4, generator=generator)])
