@@ -18,9 +18,10 @@ from flatcl.core.saved import State, entry
 from flatcl.errors import StateError
 
 # 2: also a task that is running. 3: also Gaussians of inputs and their rehearsal. 4: also the
-# running statistics that a task began with. Earlier versions are read as states without them.
-VERSION = 4
-_READ = (1, 2, 3, VERSION)
+# running statistics that a task began with. 5: a rehearsal's p in place of log p. Earlier versions
+# are read as states without them, log p is made into p.
+VERSION = 5
+_READ = (1, 2, 3, 4, VERSION)
 
 
 def encode_constraint(constraint: Constraint) -> State:

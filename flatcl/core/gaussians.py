@@ -2,9 +2,11 @@
 
 Inputs are put into groups by the class that the network gives them, and by their task label where
 they have one. A group keeps the number of its inputs, their mean and the leading principal
-directions of their covariance: Σ ≈ BᵀB, B [r, d]. No input is kept, and no mean of a few: a class
-of fewer than 16 inputs goes with others. When a group meets new inputs its moments are joined
-exactly and cut to r directions again, so that memory depends on the number of groups alone.
+directions of their covariance: Σ ≈ BᵀB, B [r, d]. No group is made of fewer than 16 inputs, one
+that comes several times counted each time: a class of fewer goes with others of its task label, and
+where these are too few as well, nothing is kept of them here and the constraint alone holds them.
+When a group meets new inputs its moments are joined exactly and cut to r directions again, so that
+memory depends on the number of groups alone, and this is limited by the network's size.
 
 Source: pseudo-rehearsal, Robins, Connection Science 7 (1995) 123–146, which draws inputs blindly;
 that their first two moments are drawn from is flatcl's.
@@ -26,8 +28,11 @@ from flatcl.core.saved import State, entry
 from flatcl.errors import StateError
 
 RANK = 8  # principal directions a group; 3 … 48 come out alike
-_FLOATS_A_WEIGHT = 1.0  # all groups together, in floats a weight of the network
+# Of all groups together, in floats a weight of the network. Beyond it there are only groups of all
+# the others of a task label, and of these no more than this.
+_FLOATS_A_WEIGHT = 1.0
 _LEAST_GROUPS = 16  # whatever the network's size
+_FEW = f"a group is made of {LEAST_INPUTS} inputs of a task label at least; give end_task more"
 
 
 @dataclass
@@ -86,10 +91,11 @@ class InputGaussians:
         self.shape: tuple[int, ...] = ()
         self.dtype = torch.float32
         self.groups: dict[Key, InputGroup] = {}
+        self._told = False
 
     @torch.no_grad()
     def take_in(self, sample: Sample, weights: int) -> None:
-        """Take in the moments of a task's inputs.
+        """Take in the moments of a task's inputs, and say in a warning, once, if not of all.
 
         Args:
             sample: of the task.
@@ -114,12 +120,36 @@ class InputGaussians:
                 key = (OTHERS, own[1])
             members.setdefault(key, []).append(places)
         for key in sorted(members, key=lambda k: k[0] == OTHERS):  # these look for a group to join
-            self._join(key, torch.cat(members[key]), rows, sample.parts[1:])
+            places = torch.cat(members[key])
+            home = self._home(key, len(places), limit)
+            if home is not None:
+                self._join(home, places, rows, sample.parts[1:])
+
+    def _home(self, key: Key, number: int, limit: int) -> Key | None:
+        """Return the group that a number of inputs joins or makes, None if there can be none."""
+        others = sum(of_class == OTHERS for of_class, _ in self.groups)
+        many = others >= limit and key[0] == OTHERS
+        if key in self.groups or not (many or number < LEAST_INPUTS):
+            return key
+        of_label = [k for k in self.groups if k[1] == key[1]]
+        if of_label:
+            return min(of_label, key=lambda k: (self.groups[k].count, k))
+        full = f"a network of this size keeps {limit} groups of further task labels at most"
+        self._tell(number, key[1], full if many else _FEW)
+        return None
+
+    def _tell(self, number: int, label: int, why: str) -> None:
+        """Say, once, that inputs are in no group."""
+        if not self._told:
+            self._told = True
+            warnings.warn(
+                f"{number} inputs with task label {label} (the last part of a batch of three or "
+                "more, else 0) will not be rehearsed, their task's constraint alone holds them: "
+                f"{why}. It is said once",
+                stacklevel=3,
+            )
 
     def _join(self, key: Key, places: Tensor, rows: Tensor, others: Sequence[Tensor]) -> None:
-        of_label = [k for k in self.groups if k[1] == key[1]]
-        if key not in self.groups and len(places) < LEAST_INPUTS and of_label:
-            key = min(of_label, key=lambda k: (self.groups[k].count, k))
         group = self.groups.get(key)
         if group is None:
             nothing = rows.new_zeros((0, rows.shape[1]))
@@ -240,5 +270,8 @@ class InputGaussians:
                 )
             rest = [part.to(device) for part in entry(saved, "rest", what)]
             group = InputGroup(int(entry(saved, "count", what)), mean, directions, rest)
+            if group.count < LEAST_INPUTS:  # an earlier flatcl made such
+                found._tell(group.count, int(label), _FEW)
+                continue
             found.groups[int(of_class), int(label)] = group
         return found

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from flatcl.core.gradients import Forward, evaluation_mode, outputs_of
 
+FLOATS = 2**22  # of the predictions of one forward pass, at most
 _BATCH = 128  # inputs a forward pass
 _LEAST = -1e4  # of log p
 
@@ -29,17 +30,44 @@ def log_predictions(outputs: Tensor) -> Tensor:
     return wide.log_softmax(-1).clamp_min(_LEAST)
 
 
-def predictions_at(model: nn.Module, forward: Forward, parts: Sequence[Tensor]) -> Tensor:
+def predictions_at(
+    model: nn.Module,
+    forward: Forward,
+    parts: Sequence[Tensor],
+    *,
+    floats: int = 1,
+    each: Callable[[Tensor], Tensor] | None = None,
+) -> Tensor:
     """Return the present predictions at some inputs, in evaluation mode and without gradients.
 
     Args:
         model: the network, whose modes are left as they are.
         forward: from a batch to outputs [..., C].
         parts: a batch of any length, inputs first.
+        floats: of the predictions at one input, where they may be many; see ``floats_an_input``.
+        each: what is kept of the log p [b, …, C] of one forward pass; None for all.
 
     Returns:
-        log p [n, …, C].
+        log p [n, …, C], or what ``each`` makes of it.
     """
-    pieces = zip(*(torch.split(part, _BATCH) for part in parts), strict=True)
+    rows = max(1, min(_BATCH, FLOATS // floats))
+    pieces = zip(*(torch.split(part, rows) for part in parts), strict=True)
     with evaluation_mode(model), torch.no_grad():
-        return torch.cat([log_predictions(outputs_of(forward, piece)) for piece in pieces])
+        found = (log_predictions(outputs_of(forward, piece)) for piece in pieces)
+        return torch.cat([f if each is None else each(f) for f in found])
+
+
+def floats_an_input(model: nn.Module, forward: Forward, parts: Sequence[Tensor]) -> int:
+    """Return by trial how many floats the predictions at one input are.
+
+    Args:
+        model: the network; its modes and the random states are left as they are.
+        forward: from a batch to outputs [..., C].
+        parts: a few inputs, with the batch's other parts.
+
+    Returns:
+        The number, ≥ 1.
+    """
+    devices = {p.device.index or 0 for p in model.parameters() if p.is_cuda}
+    with torch.random.fork_rng(devices=sorted(devices)):
+        return max(1, predictions_at(model, forward, parts).numel() // len(parts[0]))

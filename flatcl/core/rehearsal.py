@@ -35,38 +35,65 @@ from torch import Tensor, nn
 
 from flatcl.core.gaussians import InputGaussians
 from flatcl.core.gradients import Forward, evaluation_mode, outputs_of
-from flatcl.core.predictions import log_predictions, predictions_at
+from flatcl.core.predictions import floats_an_input, log_predictions, predictions_at
 from flatcl.core.riders import Ride, rides_free
 from flatcl.core.saved import State, entry
+from flatcl.errors import StateError
 
 LIMIT = 0.5  # nats
 _POOL = 1024  # pseudo-inputs a task, visited in turn
-_POOL_FLOATS = 2**24  # at most, whatever the size of an input
+_POOL_FLOATS = 2**24  # of inputs and of predictions, at most, whatever the size of one
 
 
 class Rehearsal:
     """One task's rehearsal of the tasks before it.
 
+    A handful of rows costs what its operations cost to launch, so all but −⟨p log q⟩ is made
+    beforehand.
+
     Args:
         parts: a pool of pseudo-inputs, with the batch's other parts.
-        expected: log p of the old network there, [n, …, C].
+        p: of the old network there over the rows of a visit, [visits, number · … · C].
+        constants: ⟨p log p⟩ of each visit, nats.
         number: pseudo-inputs a step.
         free: with how many arguments the network must be called for pseudo-inputs to ride along
             with a batch; 0 if they may not. See ``riders``.
     """
 
     def __init__(
-        self, parts: Sequence[Tensor], expected: Tensor, number: int, *, free: int
+        self,
+        parts: Sequence[Tensor],
+        p: Tensor,
+        constants: Sequence[float],
+        *,
+        number: int,
+        free: int,
     ) -> None:
-        self.parts, self.expected, self.number, self.free = list(parts), expected, number, free
-        # A handful of rows costs what its operations cost to launch: all but −⟨p log q⟩ is made
-        # here. p over the rows of a visit, and ⟨p log p⟩ of each visit.
+        self.parts, self.number, self.free = list(parts), number, free
+        self._p, self._constants = p, list(constants)
+        self._limit = torch.tensor(LIMIT, dtype=p.dtype, device=p.device)
+        self._ride: Ride | None = None
+
+    @classmethod
+    def against(
+        cls, parts: Sequence[Tensor], expected: Tensor, *, number: int, free: int
+    ) -> Rehearsal:
+        """Return the rehearsal of a pool at which the old network's predictions are known.
+
+        Args:
+            parts: see above.
+            expected: log p there, [n, …, C].
+            number: see above.
+            free: see above.
+
+        Returns:
+            The rehearsal.
+        """
         visits = len(expected) // number
         p = expected.exp().reshape(visits, -1)
-        self._p = p / (p.shape[1] // expected.shape[-1])
-        self._constants = (self._p * expected.reshape(visits, -1)).sum(1).tolist()
-        self._limit = torch.tensor(LIMIT, dtype=expected.dtype, device=expected.device)
-        self._ride: Ride | None = None
+        p /= p.shape[1] // expected.shape[-1]
+        constants = (p * expected.reshape(visits, -1)).sum(1).tolist()
+        return cls(parts, p, constants, number=number, free=free)
 
     @classmethod
     def begun(
@@ -92,9 +119,14 @@ class Rehearsal:
         """
         visits = max(1, min(_POOL, _POOL_FLOATS // math.prod(gaussians.shape)) // number)
         parts = gaussians.draw(visits * number, generator)
-        expected = predictions_at(model, forward, parts)
-        some = [part[:number] for part in parts]
-        return cls(parts, expected, number, free=rides_free(model, forward, some))
+        some = [part[:number].clone() for part in parts]
+        floats = floats_an_input(model, forward, some)
+        fewer = max(1, _POOL_FLOATS // floats // number)
+        if fewer < visits:
+            parts = [part[: fewer * number].clone() for part in parts]
+        expected = predictions_at(model, forward, parts, floats=floats)
+        free = rides_free(model, forward, some)
+        return cls.against(parts, expected, number=number, free=free)
 
     def joined(self, model: nn.Module, step: int) -> AbstractContextManager[object]:
         """Let the next pass of the network carry the step's pseudo-inputs along, if it can.
@@ -144,7 +176,8 @@ class Rehearsal:
         """
         return {
             "parts": self.parts,
-            "expected": self.expected,
+            "p": self._p,
+            "constants": self._constants,
             "number": self.number,
             "free": self.free,
         }
@@ -154,14 +187,24 @@ class Rehearsal:
         """Return what ``state_dict`` encoded.
 
         Args:
-            state: its result.
+            state: its result; of an earlier flatcl with ``expected`` in place of ``p``.
             device: of the model.
 
         Returns:
             The rehearsal.
+
+        Raises:
+            StateError: something is missing or of a shape that does not fit.
         """
         what = "rehearsal"
         parts = [part.to(device) for part in entry(state, "parts", what)]
-        expected = entry(state, "expected", what).to(device)
         number, free = int(entry(state, "number", what)), int(entry(state, "free", what))
-        return cls(parts, expected, number, free=free)
+        if "expected" in state:
+            return cls.against(parts, state["expected"].to(device), number=number, free=free)
+        p, constants = entry(state, "p", what).to(device), entry(state, "constants", what)
+        if p.dim() != 2 or {len(constants) * number} != {len(p) * number, *map(len, parts)}:
+            raise StateError(
+                f"the saved {what} has predictions {tuple(p.shape)} and {len(constants)} constants "
+                f"for {[len(part) for part in parts]} pseudo-inputs, {number} a step: save it anew"
+            )
+        return cls(parts, p, constants, number=number, free=free)

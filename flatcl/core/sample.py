@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -10,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from flatcl.core.gradients import Forward
-from flatcl.core.predictions import predictions_at
+from flatcl.core.predictions import floats_an_input, predictions_at
 
-LEAST_INPUTS = 16  # of a group whose moments are used: fewer would be told by their mean
+LEAST_INPUTS = 16  # of a group whose moments are used: fewer would be told by them
+_TRIED = 8  # inputs of a trial pass
 OTHERS = -1  # class of the inputs whose own class has too few
 
 Key: TypeAlias = "tuple[int, int]"
@@ -24,7 +26,7 @@ class Sample:
 
     Attributes:
         parts: tensors of equal length, inputs [n, …] first. Where there are three or more the
-            last holds task labels, as in Avalanche.
+            last holds task labels, as in Avalanche: whole numbers that many inputs share.
         groups: places in them by predicted class (0 where an input has none) and task label (0
             where there is none).
     """
@@ -50,24 +52,23 @@ class Sample:
         if not _have_moments(batches):
             return None
         parts = [torch.cat(pieces) for pieces in zip(*batches, strict=True)]
-        found = predictions_at(model, forward, parts)
-        # Tokens or pixels: an input has no class of its own.
-        none = torch.zeros(len(parts[0]), dtype=torch.long, device=found.device)
-        return cls.grouped(parts, found.argmax(-1) if found.dim() == 2 else none)
+        floats = floats_an_input(model, forward, [part[:_TRIED] for part in parts])
+        classes = predictions_at(model, forward, parts, floats=floats, each=_classes)
+        return cls.grouped(parts, classes)
 
     @classmethod
     def grouped(cls, parts: Sequence[Tensor], classes: Tensor) -> Sample:
         """Group inputs by given classes.
 
         Args:
-            parts: see above.
+            parts: see above. A last part that cannot be task labels, an index or a weight of each
+                input, is named in a warning and taken for none.
             classes: [n], whole numbers.
 
         Returns:
             The sample.
         """
-        labels = parts[-1] if len(parts) > 2 else torch.zeros_like(classes)
-        pairs = torch.stack([classes, labels.to(classes).reshape(len(classes), -1)[:, 0]], dim=1)
+        pairs = torch.stack([classes, _task_labels(parts, classes)], dim=1)
         groups = {
             (of_class, label): ((pairs[:, 0] == of_class) & (pairs[:, 1] == label)).nonzero()[:, 0]
             for of_class, label in torch.unique(pairs, dim=0).tolist()
@@ -94,6 +95,33 @@ class Sample:
             joined.setdefault(key, []).append(places)
         found = [torch.cat(pieces) for pieces in joined.values()]
         return [places for places in found if len(places) >= LEAST_INPUTS]
+
+
+def _classes(predictions: Tensor) -> Tensor:
+    """Return the predicted classes [n]; 0 for tokens or pixels: an input has none of its own."""
+    if predictions.dim() == 2:
+        return predictions.argmax(-1)
+    return predictions.new_zeros(len(predictions), dtype=torch.long)
+
+
+def _task_labels(parts: Sequence[Tensor], classes: Tensor) -> Tensor:
+    """Return the task labels [n] of a batch's parts, zeros where there are none."""
+    none = torch.zeros_like(classes)
+    if len(parts) < 3:
+        return none
+    given = parts[-1].to(classes.device).reshape(len(none), -1)[:, 0]
+    labels = given.to(classes.dtype)
+    whole, different = torch.equal(labels.to(given.dtype), given), len(torch.unique(labels))
+    if whole and (different <= len(none) // 2 or len(none) < LEAST_INPUTS):
+        return labels
+    kind = f"{different} different values" if whole else "values that are no whole numbers"
+    warnings.warn(
+        f"the last of a batch's {len(parts)} parts counts as task labels, whole numbers that many "
+        f"inputs share; that of {len(none)} inputs has {kind}, and they are taken to have no task "
+        "label: leave an index or a weight out of the batches that end_task is given",
+        stacklevel=2,
+    )
+    return none
 
 
 def _have_moments(batches: Sequence[Sequence[Tensor]]) -> bool:

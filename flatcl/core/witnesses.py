@@ -5,6 +5,8 @@ and, up to sampling, its whole covariance: with x_i the n inputs of a group and 
 
     x̃ = m + n^(−1/2) Σ_i z_i (x_i − m),   z_i independent normal deviates.
 
+A group has 16 inputs at least; a task without one has no witnesses.
+
 The rise of the task's loss since is then forecast without a quadratic, as the divergence
 
     ⟨KL(p(x̃) ‖ q(x̃))⟩,   p then, q now,

@@ -204,7 +204,7 @@ def test_centre_is_the_mean_over_post_pull_instants_of_the_last_tenth():
         with torch.no_grad():
             layer.weight.fill_(float(step))
         landscape.step()
-    landscape.end_task([torch.ones(4, 2)])
+    landscape.end_task([torch.ones(16, 2)])
     # Steps 91..100 are the last tenth; pulls are due at 95 and 100.
     torch.testing.assert_close(layer.weight.detach(), torch.full((1, 2), 97.5))
 
@@ -223,7 +223,7 @@ def test_centre_never_sees_the_run_off_between_pulls(steps):
         with torch.no_grad():
             layer.weight.fill_(1.0)
         landscape.step()
-    landscape.end_task([torch.ones(4, 2)])
+    landscape.end_task([torch.ones(16, 2)])
     assert float(layer.weight.detach().abs().max()) < 1e-6
 
 

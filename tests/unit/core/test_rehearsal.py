@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from flatcl.core.engine import Landscape
 from flatcl.core.gaussians import RANK, InputGaussians
 from flatcl.core.options import LDCOptions
+from flatcl.core.predictions import floats_an_input, predictions_at
 from flatcl.core.rehearsal import LIMIT, Rehearsal
 from flatcl.core.riders import Ride, rides_free
 from flatcl.core.sample import Sample
@@ -116,8 +117,6 @@ def test_no_group_is_of_a_few_inputs():
     assert {key: group.count for key, group in found.groups.items()} == {(0, 0): 83, (-1, 0): 25}
     low = torch.tensor([0] * 3 + [5] * 30)  # the few come first
     assert list(taken(inputs_of(33, 3), classes=low).groups) == [(5, 0)]
-    one = taken(inputs_of(1, 3))  # there is nothing else to join
-    assert [group.count for group in one.groups.values()] == [1]
 
 
 @pytest.mark.parametrize(
@@ -220,11 +219,13 @@ def test_a_single_output_is_a_logit_and_rows_of_outputs_are_a_mean():
     rows = lambda batch: model(batch[0]).reshape(-1, 2, 3)  # noqa: E731
     gaussians = taken(inputs_of(50, 4))
     several = Rehearsal.begun(gaussians, model, rows, number=8, generator=generator())
-    assert several.expected.shape == (1024, 2, 3)
+    assert len(several.parts[0]) == 1024
+    expected = predictions_at(model, rows, [several.parts[0][:8]])
+    assert expected.shape == (8, 2, 3)
     with torch.no_grad():
         model.net[-1].bias[0] += 1.0
-    p, found = several.expected[:8].exp(), rows([several.parts[0][:8]]).log_softmax(-1)
-    divergence = (p * (several.expected[:8] - found)).sum(-1).mean()
+    found = rows([several.parts[0][:8]]).log_softmax(-1)
+    divergence = (expected.exp() * (expected - found)).sum(-1).mean()
     assert several.loss(model, rows, 0).item() == pytest.approx(divergence.item(), rel=1e-4)
 
 
@@ -246,11 +247,67 @@ def test_outputs_masked_by_infinity_count_as_none():
 
 def test_the_pool_is_visited_in_turn_and_begun_again():
     rehearsal = begun(Model(), number=300)
-    assert len(rehearsal.expected) == 900
+    assert len(rehearsal.parts[0]) == 900
     starts = [0, 300, 600, 0]
     for step, start in enumerate(starts):
         (inputs,) = rehearsal._at(step)
         assert torch.equal(inputs, rehearsal.parts[0][start : start + 300])
+
+
+def dense(side):
+    """A network with a row of three outputs for each pixel; how to call it, and its Gaussians."""
+    torch.manual_seed(0)
+    model = nn.Conv2d(1, 3, 3, padding=1)
+    inputs = inputs_of(20, side * side).reshape(20, 1, side, side)
+    return model, lambda batch: model(batch[0]).movedim(1, -1), taken(inputs)
+
+
+def test_the_pool_is_limited_in_predictions_too_and_its_first_draws_stay(monkeypatch):
+    model, forward, gaussians = dense(6)
+    found = []
+    for floats in (2**24, 1024 * 36):  # the inputs alone allow for all 1024
+        monkeypatch.setattr("flatcl.core.rehearsal._POOL_FLOATS", floats)
+        draw = generator()
+        pool = Rehearsal.begun(gaussians, model, forward, number=8, generator=draw)
+        found.append((pool, draw.get_state()))
+    (whole, after), (cut, as_far) = found
+    assert [len(pool.parts[0]) for pool in (whole, cut)] == [1024, 336]
+    assert torch.equal(after, as_far)
+    assert torch.equal(whole.parts[0][:336], cut.parts[0])
+    tensors = [v for v in vars(cut).values() if isinstance(v, torch.Tensor)] + cut.parts
+    held = sum(t.untyped_storage().nbytes() for t in tensors)
+    assert held == 4 * 336 * 36 * (1 + 3) + 4  # inputs, p and the limit
+    with torch.no_grad():
+        model.weight[0] += 0.1
+    for step in (0, 41):
+        losses = [pool.loss(model, forward, step).item() for pool in (whole, cut)]
+        assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+        assert losses[0] > 0
+
+
+def test_predictions_are_limited_in_what_one_pass_returns(monkeypatch):
+    model, forward, _ = dense(6)
+    x, passes = torch.randn(30, 1, 6, 6, generator=generator()), []
+
+    def counted(batch):
+        passes.append(len(batch[0]))
+        return forward(batch)
+
+    whole = predictions_at(model, counted, [x])
+    monkeypatch.setattr("flatcl.core.predictions.FLOATS", 12 * 3 * 36)
+    floats = floats_an_input(model, counted, [x[:4]])
+    assert floats == 3 * 36
+    parts = predictions_at(model, counted, [x], floats=floats)
+    assert passes == [30, 4, 12, 12, 6]
+    torch.testing.assert_close(parts, whole)
+
+
+def test_a_trial_leaves_the_random_state_alone():
+    model = nn.Linear(4, 3)
+    before = torch.get_rng_state()
+    always = lambda batch: F.dropout(model(batch[0]), training=True)  # noqa: E731
+    assert floats_an_input(model, always, [torch.ones(5, 4)]) == 3
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 @pytest.mark.parametrize("kind", MIDDLES)
@@ -528,6 +585,25 @@ def test_state_goes_through_a_file_and_earlier_versions_are_read():
     assert other.inputs.groups.keys() == landscape.inputs.groups.keys()
     drawn = [held.inputs.draw(5, generator())[0] for held in (landscape, other)]
     assert torch.equal(*drawn)
+
+    # Versions 3 and 4 kept log p in place of p.
+    kept = state["task"]["rehearsal"]
+    p, constants = kept["p"], kept["constants"]
+    expected = predictions_at(landscape.model, landscape.forward, ours.parts)
+    state["task"]["rehearsal"] = {
+        **{k: v for k, v in kept.items() if k not in ("p", "constants")},
+        "expected": expected,
+    }
+    state["version"] = 4
+    old = Landscape(landscape.model, landscape.metric.optimizer, options=landscape.options)
+    old.load_state_dict(state)
+    assert torch.equal(old.task.rehearsal.state_dict()["p"], p)
+    assert old.task.rehearsal.state_dict()["constants"] == constants
+    old.abandon_task()
+    for spoilt in ({"p": p[1:]}, {"constants": constants[1:]}, {"number": 3}, {"p": p[0]}):
+        state["task"]["rehearsal"] = {**kept, **spoilt}
+        with pytest.raises(StateError, match="rehearsal has predictions"):
+            old.load_state_dict(state)
 
     state["version"] = 2
     del state["inputs"], state["task"]["rehearsal"]
