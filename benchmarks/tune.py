@@ -3,7 +3,8 @@
 A method with a number starts from fifteen cells, three rates times five values; one without starts
 from five rates. While the best cell lies on an edge of the grid, that axis grows by its own ratio
 and the new cells are run, ``MAX_EXTENSIONS`` times an axis at most; what stays on an edge is
-marked.
+marked. The values may grow further than the rates: how strong a penalty can be before it hurts
+spans as many decades as an importance does, whereas a rate of 27 times the protocol's diverges.
 
 One repeat a cell takes the luckiest of a method whose repeats scatter, and the more cells, the
 luckier. So the ``FINALISTS`` best cells are run on further repeats, ``REPEATS`` in all, and while
@@ -34,7 +35,7 @@ from flatcl.records import TUNING_SEED
 from flatcl.scores import Matrix, scores
 from flatcl.seeds import derive_seed
 
-MAX_EXTENSIONS = 3
+MAX_EXTENSIONS = {"lr": 3, "value": 6}
 FINALISTS = 3
 REPEATS = 3
 _RATE_RATIO = 3.0
@@ -160,7 +161,7 @@ def search(
         return {
             axis: first
             for axis, first in _edges(best, rates, values)
-            if grown[axis] < MAX_EXTENSIONS and (axis == "lr" or best.value != most)
+            if grown[axis] < MAX_EXTENSIONS[axis] and (axis == "lr" or best.value != most)
         }
 
     while True:

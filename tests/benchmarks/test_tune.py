@@ -76,8 +76,8 @@ def test_an_edge_grows_until_the_top_lies_inside(top, cells):
 def test_a_top_that_is_never_reached_is_reported_on_the_edge():
     found, _ = run(lambda s: s.lr * 1e-3 + math.log10(s.value) * 1e-6)
     assert set(found.on_edge) == {"lr", "value"}
-    assert len(found.tried) == (3 + MAX_EXTENSIONS) * (5 + MAX_EXTENSIONS)
-    assert found.chosen == Setting(8.1, 1e7)
+    assert len(found.tried) == (3 + MAX_EXTENSIONS["lr"]) * (5 + MAX_EXTENSIONS["value"])
+    assert found.chosen == Setting(8.1, 1e10)
 
 
 def test_a_plateau_is_no_reason_to_grow_and_its_middle_is_taken():
