@@ -21,7 +21,7 @@ LAYERS = (
     ("core",),
     ("fluctuations",),
     ("duality",),
-    ("nested", "shown"),
+    ("nested",),
     ("callback", "keywords"),
     ("lightning", "transformers"),
     ("published",),
