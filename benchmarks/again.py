@@ -115,9 +115,8 @@ def carry_over(
     pairs: list[tuple[Job, dict[str, Any]]] = []
     for protocol in chosen:
         runs = Runs(folder_of(protocol.name))
-        for method in methods_of(protocol):
-            if not methods or method.name in methods:
-                pairs += _by_earlier_code(lab, protocol, method, runs)
+        for method in methods_of(protocol, methods):
+            pairs += _by_earlier_code(lab, protocol, method, runs)
     jobs = list(dict.fromkeys(job for job, _ in pairs))
     make([job for job in jobs if _now(job) is None], where)
     same, other = [], 0

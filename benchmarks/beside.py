@@ -23,7 +23,7 @@ from typing import Any
 
 from benchmarks.again import OUTCOME
 from benchmarks.carried import Repeat
-from benchmarks.lab import Job, Lab, methods_of, report_jobs
+from benchmarks.lab import Lab, methods_of, report_jobs
 from benchmarks.protocol_files import Protocol
 from benchmarks.tune import Setting
 from flatcl.errors import DataError, OptionError
@@ -92,8 +92,7 @@ def carry_beside(
     jobs = [
         report_jobs(protocol, method, Setting(protocol.options.lr, method.default), 1)[0]
         for protocol in chosen
-        for method in methods_of(protocol)
-        if not methods or method.name in methods
+        for method in methods_of(protocol, methods)
     ]
     same = other = 0
     with _tree(revision) as tree, _version(tree) as earlier, _version(_ROOT) as present:
@@ -111,12 +110,9 @@ def carry_beside(
             print(f"{i} of {len(wanted)}: {job.protocol}, {job.method}: {said}", flush=True)
             same, other = same + alike, other + (not alike)
             if alike:
-                lab.carry([Repeat(*_named(job), code, job.code, options.first_tasks)])
+                seed, tasks = job.cell.seed, options.first_tasks
+                lab.carry([Repeat(job.protocol, job.method, seed, code, job.code, tasks)])
     return same, other
-
-
-def _named(job: Job) -> tuple[str, str, int]:
-    return job.protocol, job.method, job.cell.seed
 
 
 @contextmanager

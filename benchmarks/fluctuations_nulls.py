@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,10 +13,12 @@ from torch import Tensor
 from benchmarks.fluctuations_runs import column, load, load_points, spread
 from flatcl.exact import reshuffled_variance, stationary_variance, windowed_variance
 from flatcl.fluctuations import VarianceFlatness, noise_alone, over_noise
-from flatcl.fluctuations.panel import SETTINGS, relation
+from flatcl.fluctuations.noise import SHARPEST
+from flatcl.fluctuations.panel import relation
 from flatcl.tables import markdown_table
 
-SHARPEST = """\
+_NAMES = ("SGD", "SGD with replacement")
+EXPLAINED = """\
 Variances along the ten sharpest eigenvectors of the Hessian over those that the minibatches'
 noise, measured there, gives in this window with no force (`flatcl.exact.frozen_variance`) and
 with the force of a parabola of the measured curvature (`reshuffled_variance`,
@@ -24,69 +28,74 @@ holds few correlation times of a direction, so that single ratios scatter.
 """
 
 
+@dataclass(frozen=True)
+class _Window:
+    """What one window showed in Hessian eigenvectors, and what its noise alone would show.
+
+    Attributes:
+        variances: σ² [k], w².
+        alone: of the noise without a force [k], w².
+        forced: of the noise and the force of a parabola, in the sharpest directions, w².
+        stationarity: σ²(T)/σ²(T/2) [k].
+    """
+
+    variances: Tensor
+    alone: Tensor
+    forced: Tensor
+    stationarity: Tensor
+
+
 def relation_of(folder: Path) -> VarianceFlatness:
     """The panel of one run, with the closed null in Hessian eigenvectors."""
-    run, part = load(folder), _hessian(folder)
+    run, points = load(folder), load_points(folder)
     found = VarianceFlatness.from_dict(run["relation"])
-    alone = noise_alone(part["noise"], lr=run["config"]["lr"], steps=run["n_snapshots"])
-    row = relation(
-        "walk_hessian", alone, part["width"], part["curvature"], seed=run["config"]["seed"]
-    )
-    own, twin = _over_noise(folder)
+    own, twin = _windows(run, points)
+    width, curvature = (column(points["hessian"][name]) for name in ("width", "curvature"))
+    seed = run["config"]["seed"]
+    row = relation("walk_hessian", own.alone, width, curvature, seed=seed)
     facts = {
-        "over_noise": over_noise(*own),
-        "over_noise_replacement": over_noise(*twin),
-        "stationarity_hessian": float(part["stationarity"].nanmedian()),
+        "over_noise": over_noise(own.variances, own.alone),
+        "over_noise_replacement": over_noise(twin.variances, twin.alone),
+        "stationarity_hessian": float(own.stationarity.nanmedian()),
     }
-    rows = {**found.rows, row.name: row}
-    return VarianceFlatness(
-        {name: rows[name] for name in SETTINGS if name in rows}, {**found.facts, **facts}
-    )
+    return VarianceFlatness({**found.rows, row.name: row}, {**found.facts, **facts})
 
 
 def sharpest(folders: Sequence[Path]) -> str:
     """Both windows in the ten sharpest directions beside noise alone and beside theory."""
     header = ["window", "σ² / noise without a force", "σ² / noise and force", "σ²(T)/σ²(T/2)"]
     header += ["… all directions"]
+    pairs = [_windows(load(folder), load_points(folder)) for folder in folders]
     lines = []
-    for name, key in (("SGD", "hessian"), ("SGD with replacement", "twin_hessian")):
-        shares: list[list[float]] = [[], [], [], []]
-        for folder in folders:
-            part, points = _hessian(folder), load_points(folder)
-            variances, alone = _over_noise(folder)[key != "hessian"]
-            ratios = torch.tensor(points[key]["stationarity"]).double()
-            forced = _forced(folder, part, dealt=key == "hessian")
-            shares[0].append(over_noise(variances, alone))
-            shares[1].append(over_noise(variances, forced))
-            shares[2].append(float(ratios[:10].median()))
-            shares[3].append(float(ratios.nanmedian()))
+    for name, windows in zip(_NAMES, zip(*pairs, strict=True), strict=True):
+        shares = (
+            [over_noise(one.variances, one.alone) for one in windows],
+            [over_noise(one.variances, one.forced) for one in windows],
+            [float(one.stationarity[:SHARPEST].median()) for one in windows],
+            [float(one.stationarity.nanmedian()) for one in windows],
+        )
         lines.append([name, *(spread(values) for values in shares)])
     return markdown_table(header, lines)
 
 
-def _hessian(folder: Path) -> dict[str, Tensor]:
-    names = ("noise", "width", "curvature", "variances", "stationarity")
-    return {name: column(load_points(folder)["hessian"][name]) for name in names}
-
-
-def _over_noise(folder: Path) -> list[tuple[Tensor, Tensor]]:
-    """Variances of both windows in Hessian eigenvectors, and of their noise alone."""
-    run, part = load(folder), _hessian(folder)
-    twin = column(load_points(folder)["twin_hessian"]["variances"])
-    lr, steps, M = run["config"]["lr"], run["n_snapshots"], run["epoch_steps"]
-    dealt, drawn = (noise_alone(part["noise"], lr=lr, steps=steps, batches=b) for b in (M, None))
-    return [(part["variances"], dealt), (twin, drawn)]
-
-
-def _forced(folder: Path, part: dict[str, Tensor], *, dealt: bool) -> Tensor:
-    """What SGD on a parabola would show in the ten sharpest directions."""
-    run = load(folder)
+def _windows(run: dict[str, Any], points: dict[str, Any]) -> tuple[_Window, _Window]:
+    """Return a run's window and its twin with replacement."""
     lr, T, M = run["config"]["lr"], run["n_snapshots"], run["epoch_steps"]
+    c, h = (column(points["hessian"][name]) for name in ("noise", "curvature"))
+    sharp = list(zip(h[:SHARPEST].tolist(), c[:SHARPEST].tolist(), strict=True))
+    forced = {
+        "hessian": [reshuffled_variance(h, c, lr=lr, batches=M) for h, c in sharp],
+        "twin_hessian": [
+            windowed_variance(stationary_variance(h, c, lr=lr), 1.0 - lr * h, T) for h, c in sharp
+        ],
+    }
 
-    def expected(h: float, c: float) -> float:
-        if dealt:
-            return reshuffled_variance(h, c, lr=lr, batches=M)
-        return windowed_variance(stationary_variance(h, c, lr=lr), 1.0 - lr * h, T)
+    def window(name: str, batches: int | None) -> _Window:
+        return _Window(
+            column(points[name]["variances"]),
+            noise_alone(c, lr=lr, steps=T, batches=batches),
+            torch.tensor(forced[name], dtype=torch.float64),
+            column(points[name]["stationarity"]),
+        )
 
-    pairs = zip(part["curvature"][:10].tolist(), part["noise"][:10].tolist(), strict=True)
-    return torch.tensor([expected(h, c) for h, c in pairs], dtype=torch.float64)
+    return window("hessian", M), window("twin_hessian", None)

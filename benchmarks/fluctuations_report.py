@@ -13,7 +13,7 @@ from scipy import stats
 from torch import Tensor
 
 from benchmarks.fluctuations_grid import INTRODUCTION, grid, grid_figure
-from benchmarks.fluctuations_nulls import SHARPEST, relation_of, sharpest
+from benchmarks.fluctuations_nulls import EXPLAINED, relation_of, sharpest
 from benchmarks.fluctuations_runs import DOCS, column, load, load_points, save, spread
 from flatcl.fluctuation_plots import (
     plot_annealing,
@@ -23,7 +23,7 @@ from flatcl.fluctuation_plots import (
     plot_spectrum,
     plot_times,
 )
-from flatcl.fluctuations import power_fit
+from flatcl.fluctuations import VarianceFlatness, power_fit
 from flatcl.fluctuations.panel import SETTINGS
 from flatcl.io import write_bytes
 from flatcl.tables import markdown_table
@@ -74,16 +74,15 @@ L₀ as much as with the curvature, and is to be read beside the largest h.
 """
 
 
-def panel(folders: Sequence[Path]) -> str:
+def panel(folders: Sequence[Path], relations: Sequence[VarianceFlatness]) -> str:
     """Both tables of the paper's set-up, and each seed's verdict."""
     runs = [load(folder) for folder in folders]
-    relations = [relation_of(folder) for folder in folders]
     rows = [
         [name, PUBLISHED.get(key, "–"), spread([run.get(key) for run in runs])]
         for key, name in _NAMES.items()
     ]
     parts = [markdown_table(["figure", "published", "ours"], rows)]
-    parts += ["## In the sharpest directions\n", SHARPEST, sharpest(folders)]
+    parts += ["## In the sharpest directions\n", EXPLAINED, sharpest(folders)]
     parts.append("## The null panel\n")
     lines = []
     for key, name in SETTINGS.items():
@@ -107,9 +106,8 @@ def panel(folders: Sequence[Path]) -> str:
     return "\n\n".join(parts)
 
 
-def reading(folders: Sequence[Path]) -> str:
+def reading(folders: Sequence[Path], relations: Sequence[VarianceFlatness]) -> str:
     """What survives its null, from the numbers."""
-    relations = [relation_of(folder) for folder in folders]
 
     def psi(name: str) -> tuple[float, float, str]:
         values = [r.rows[name].psi for r in relations]
@@ -222,7 +220,9 @@ def render(seeds: Sequence[Path], cells: Sequence[Path], epochs: int) -> None:
     seeds, cells = ([f for f in fs if (f / "analysis.json").exists()] for fs in (seeds, cells))
     parts = []
     if seeds:
-        parts += [_INTRODUCTION.format(seeds=len(seeds)), reading(seeds), panel(seeds)]
+        relations = [relation_of(folder) for folder in seeds]
+        parts += [_INTRODUCTION.format(seeds=len(seeds))]
+        parts += [reading(seeds, relations), panel(seeds, relations)]
         parts += [_ANNEALING, annealing_table(seeds[0])]
         panel_figure(seeds[0])
     if cells:

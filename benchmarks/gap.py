@@ -78,15 +78,21 @@ def gap_closed(collected: Collected, protocol: str) -> Gap | None:
     width = Estimate(mean, half, len(gaps))
     if mean - (half or 0.0) <= 0:
         return Gap(protocol, base.method, width, None)
-    share = fmean(ldc[s] - low[s] for s in seeds) / mean
+    share = _share(ldc, low, high)
     other = best(collected, protocol, WITHOUT_DATA)
     if other is None:
         return Gap(protocol, base.method, width, share)
     theirs = collected.acc(protocol, other.regime, other.method)
-    common = sorted(set(high) & set(low) & set(theirs))
-    whole = sum(high[s] - low[s] for s in common)
-    share_of_other = sum(theirs[s] - low[s] for s in common) / whole if whole > 0 else None
-    return Gap(protocol, base.method, width, share, other.method, share_of_other)
+    return Gap(protocol, base.method, width, share, other.method, _share(theirs, low, high))
+
+
+def _share(
+    acc: Mapping[int, float], low: Mapping[int, float], high: Mapping[int, float]
+) -> float | None:
+    """Return how much of the gap is closed on the common seeds; None if there it is none."""
+    seeds = sorted(set(acc) & set(low) & set(high))
+    whole = fmean(high[seed] - low[seed] for seed in seeds) if seeds else 0.0
+    return fmean(acc[seed] - low[seed] for seed in seeds) / whole if whole > 0 else None
 
 
 def mean_share(gaps: Sequence[Gap]) -> float | None:

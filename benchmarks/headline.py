@@ -11,7 +11,7 @@ from benchmarks.contenders import CONTROL, EWC, Entry, best, better, named
 from benchmarks.defaults import STREAMS
 from benchmarks.families import STOCK, WITHOUT_DATA, family, in_order
 from benchmarks.gap import gap_closed, gaps, mean_sentence
-from benchmarks.outcomes import Outcome, Search
+from benchmarks.outcomes import Search
 from benchmarks.statistics import REFERENCE, Verdict
 from benchmarks.streams import stream_options
 from benchmarks.views import Cell, Column, Row, View, estimate_cell
@@ -55,30 +55,23 @@ LEGEND = (
 _FIRST = "-first"  # ends the name of a method by its settings for some streams
 
 
-def headline_table(
-    outcomes: Sequence[Outcome],
-    about: Mapping[str, ProtocolAbout],
-    searches: Sequence[Search] = (),
-) -> str:
+def headline_table(view: View, paragraphs: Sequence[str]) -> str:
     """Return the lab's headline as Markdown: a table and what is to be known of it.
 
     Args:
-        outcomes: all runs.
-        about: the protocols by name.
-        searches: the tuning.
+        view: of ``headline_view``.
+        paragraphs: of ``legend``.
 
     Returns:
         Lines without a newline at the end.
     """
-    collected = Collected(outcomes)
-    view = headline_view(collected, about, searches)
     own = [column.title for column in view.columns].index("LDC, default")
     rows = [
         [f"**{text}**" if place == own else text for place, text in enumerate(row.texts())]
         for row in view.rows
     ]
     text = markdown_table([column.title for column in view.columns], rows)
-    return "\n\n".join([text, *legend(collected, about)])
+    return "\n\n".join([text, *paragraphs])
 
 
 def legend(collected: Collected, about: Mapping[str, ProtocolAbout]) -> list[str]:

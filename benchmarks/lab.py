@@ -75,17 +75,19 @@ def folder_of(protocol: str) -> Path:
     return RESULTS / protocol
 
 
-def methods_of(protocol: Protocol) -> list[Method]:
+def methods_of(protocol: Protocol, names: Sequence[str] = ()) -> list[Method]:
     """Return the methods that a protocol compares.
 
     Args:
         protocol: of the lab.
+        names: of those that are wanted; all if empty.
 
     Returns:
         In the order of the tables.
     """
     chosen = {"core": CORE, "feng-tu": FENG_TU}.get(protocol.methods)
     found = [m for m in lab_methods().values() if protocol.kind in m.kinds]
+    found = [m for m in found if not names or m.name in names]
     if chosen is not None:
         return [m for m in found if m.name in chosen]
     left_out = {

@@ -115,7 +115,8 @@ def write_report(
     methods = in_order({run.method for run in outcomes} | {s.method for s in searches})
     styles = Styles(methods)
     known = collected.protocols
-    headline = headline_table(outcomes, about, searches)
+    view, paragraphs = headline_view(collected, about, searches), legend(collected, about)
+    headline = headline_table(view, paragraphs)
     context = {
         "counts": f"{len(outcomes)} runs of {len(methods)} methods on {len(known)} protocols. "
         + hours_text(outcomes, searches, {name: about[name].part for name in known}),
@@ -124,9 +125,9 @@ def write_report(
         "regimes": REGIMES,
         "methods": methods,
         "own": REFERENCE,
-        "headline": headline_view(collected, about, searches),
+        "headline": view,
         "headline_text": headline,
-        "legend": [re.sub(r"\*+", "", part) for part in legend(collected, about)],
+        "legend": [re.sub(r"\*+", "", part) for part in paragraphs],
         "sections": [_section(collected, name, about[name], searches, styles) for name in known],
         "missing": [entry.title for name, entry in about.items() if name not in known],
     }

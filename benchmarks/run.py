@@ -122,9 +122,7 @@ def _main() -> int:
         return 0 if check(lab, picked, random.randrange(2**32)) else 1
     if chosen.list:
         for protocol in picked:
-            for method in methods_of(protocol):
-                if chosen.methods and method.name not in chosen.methods:
-                    continue
+            for method in methods_of(protocol, chosen.methods):
                 missing = lab.missing(protocol, method, chosen.regimes, chosen.seeds)
                 print(f"{protocol.name:28} {method.name:16} {len(missing):4}")
         return 0

@@ -51,8 +51,7 @@ def fill(
             found = (
                 job
                 for protocol in chosen
-                for method in methods_of(protocol)
-                if not methods or method.name in methods
+                for method in methods_of(protocol, methods)
                 for job in lab.missing(protocol, method, regimes, seeds)
                 if job not in failed
             )

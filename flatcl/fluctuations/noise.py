@@ -12,7 +12,9 @@ from flatcl.errors import NonFiniteError, OptionError
 from flatcl.exact import frozen_variance
 from flatcl.fluctuations.surface import LossSurface
 
-_SHARPEST = 10
+SHARPEST = 10
+"""Directions, from the sharpest on, that a force is looked for in."""
+
 _TOGETHER = 256  # minibatches whose gradients are taken at once
 
 Sampling = Literal["shuffle", "replacement"]
@@ -128,17 +130,17 @@ def noise_alone(noise: Tensor, *, lr: float, steps: int, batches: int | None = N
 
 
 def over_noise(variances: Tensor, alone: Tensor) -> float:
-    """Return how large variances are beside those of noise alone, in the ten first directions.
+    """Return how large variances are beside those of noise alone, in the first directions.
 
     Args:
         variances: σ² [k], w², sharpest direction first.
         alone: of ``noise_alone`` [k], w².
 
     Returns:
-        Geometric mean of their ratios, below 1 where a force holds the sharp directions; NaN where
-        one of them does not move.
+        Geometric mean of the first ``SHARPEST`` ratios, below 1 where a force holds the sharp
+        directions; NaN where one of them does not move.
     """
-    return float((variances[:_SHARPEST] / alone[:_SHARPEST]).log().mean().exp())
+    return float((variances[:SHARPEST] / alone[:SHARPEST]).log().mean().exp())
 
 
 def frozen_walk(

@@ -1,4 +1,4 @@
-"""Outcomes and searches made up for tests of the lab's report."""
+"""A protocol, outcomes and searches made up for tests of the lab and its report."""
 
 from __future__ import annotations
 
@@ -11,6 +11,21 @@ from benchmarks.outcomes import Outcome, Regime, Search, Tried
 from benchmarks.targets import Target
 
 LEARNED = 0.97
+TEXT = """
+title = "Two tasks of digits"
+kind = "permuted"
+follows = "nothing"
+departs = "in everything"
+seeds = 2
+methods = "core"
+[options]
+data = "digits"
+tasks = 2
+epochs = 1
+train_size = 48
+hidden = [12]
+"""
+"""A protocol's file."""
 
 
 def run(

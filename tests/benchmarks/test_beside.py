@@ -7,6 +7,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from lab_runs import TEXT
 
 from benchmarks import beside, lab
 from benchmarks.carried import Carried
@@ -14,20 +15,6 @@ from benchmarks.protocol_files import read
 from flatcl.errors import OptionError
 
 ROOT = Path(__file__).parents[2]
-TEXT = """
-title = "Two tasks of digits"
-kind = "permuted"
-follows = "nothing"
-departs = "in everything"
-seeds = 2
-methods = "core"
-[options]
-data = "digits"
-tasks = 2
-epochs = 1
-train_size = 48
-hidden = [12]
-"""
 
 
 def git(folder: Path, *arguments: str) -> None:
@@ -51,7 +38,7 @@ def copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lab_methods_apart: Non
 
 
 def test_a_revision_that_makes_the_same_runs_is_carried_and_another_is_not(
-    copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The present code is that of this process; the copy has the earlier one."""
     tiny = tmp_path / "tiny.toml"

@@ -9,7 +9,7 @@ from lab_runs import PROTOCOLS, run, runs
 
 from benchmarks.against import against_rivals
 from benchmarks.collected import Collected
-from benchmarks.headline import absent, entries, headline_table
+from benchmarks.headline import absent, entries, headline_table, headline_view, legend
 from benchmarks.noise import noise_sentence, twin_costs
 from benchmarks.outcomes import Search
 
@@ -23,7 +23,9 @@ def of(method, by, regime="tuned", protocol=NAME, wobble=0.001):
 
 
 def row(outcomes, searches=(), about=PROTOCOLS) -> dict[str, str]:
-    lines = headline_table(outcomes, about, searches).splitlines()
+    collected = Collected(outcomes)
+    view = headline_view(collected, about, searches)
+    lines = headline_table(view, legend(collected, about)).splitlines()
     found = next(line for line in lines if about[NAME].title in line)
     heads, cells = ([cell.strip() for cell in line.split("|")[1:-1]] for line in (lines[0], found))
     return dict(zip(heads, cells, strict=True))

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from lab_runs import TEXT
 
 from benchmarks import again, protocol_files, runner
 from benchmarks import lab as lab_module
@@ -36,20 +37,6 @@ from flatcl.records import TUNING_SEED, Cell, Record, save
 pytestmark = pytest.mark.usefixtures("lab_methods_apart")
 
 ROOT = Path(__file__).parents[2]
-TEXT = """
-title = "Two tasks of digits"
-kind = "permuted"
-follows = "nothing"
-departs = "in everything"
-seeds = 2
-methods = "core"
-[options]
-data = "digits"
-tasks = 2
-epochs = 1
-train_size = 48
-hidden = [12]
-"""
 DIGITS = CompareOptions(data="digits", scenario="split-domain", tasks=5, train_size=60)
 
 
