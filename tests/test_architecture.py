@@ -41,6 +41,7 @@ LAYERS = (
     ("protocol", "record_content"),
     ("records",),
     ("cells", "tuning"),
+    ("brought",),
     ("plots", "fluctuation_plots", "forecast_plots", "duality_plots"),
     ("experiments", "analysis_options", "generalize_options"),
     ("plain_network",),
