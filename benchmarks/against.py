@@ -52,10 +52,10 @@ def verdict(collected: Collected, protocol: str) -> list[str]:
     rivals = against_rivals(collected, protocol)
     given = against_rivals(collected, protocol, _GIVEN)
     said = _said(collected, rivals, "methods that keep no data")
-    if rivals and not given:
+    if rivals:
         said.append(
-            "LDC rehearses here at draws from Gaussians of earlier inputs, beside its constraint; "
-            "none of these methods rehearses. FRONT.md has each part alone, on five streams."
+            "LDC rehearses at draws from Gaussians of earlier inputs, beside its constraint; none "
+            "of these methods rehearses. FRONT.md has each part alone, on five streams."
         )
     said += _said(collected, given, "methods that keep no data and are given its rehearsal")
     kept = against_rivals(collected, protocol, KEEPING)

@@ -144,8 +144,9 @@ STOCK = ("si-stock", "lwf-stock", "rwalk-stock")
 # Seldom used, and not in the published tables of split MNIST with task labels or without new
 # outputs, where they are left out for compute; the same streams of Fashion-MNIST have them.
 SELDOM = ("agem", "dco", "ncl", "ogd", "owm", "rwalk", "ldc-published")
-# On class-incremental streams: replay by the size of its buffer, beside LDC and without; and
-# Naive and each method without memory given the rehearsal that LDC has.
+# On class-incremental streams: replay by the size of its buffer, beside LDC and without; and each
+# method without memory given the rehearsal that LDC has. Naive is given it on every stream: what
+# LDC is without its constraint.
 MEMORIES = (50, 200, 1000, 4000)
 # Naive's own rows, in the order in which they are tuned: what comes after is also tried at the rate
 # of the last (``tune``).
@@ -175,9 +176,9 @@ def lab_methods() -> dict[str, Method]:
             found[label] = Method(label, name, change=_holding(images), kinds=("class",))
     for name, method in list(found.items()):
         keeps_none = family(name) in ("ewc", *WITHOUT_DATA) and name not in STOCK + ESTIMATORS
-        if (keeps_none or name == "naive") and "class" in method.kinds:
-            label = f"{name}{GIVEN}"
-            found[label] = replace(method, name=label, change=_rehearsed, kinds=("class",))
+        if name == "naive" or (keeps_none and "class" in method.kinds):
+            label, kinds = f"{name}{GIVEN}", method.kinds if name == "naive" else ("class",)
+            found[label] = replace(method, name=label, change=_rehearsed, kinds=kinds)
     found["joint"] = Method("joint", "joint")
     return found
 

@@ -61,7 +61,7 @@ with torch.no_grad():
     then, now = (m(x[test]).log_softmax(1) for m in (pretrained, held))
 measured = float(nn.functional.kl_div(now, then, log_target=True, reduction="batchmean"))
 print(f"old outputs: predicted rise {forecast.rises[0]:.3f} nats, measured {measured:.3f}")
-print(f"trusted: {forecast.trusted}. {forecast.reason}")
+print(f"trusted: {forecast.trusted}. {forecast.reason}".rstrip())
 
 assert accuracy(held, x) > accuracy(plain, x) + 0.02
 assert accuracy(held, permuted) > 0.85

@@ -18,10 +18,10 @@ from torch.utils.hooks import RemovableHandle
 from flatcl.core.engine import Landscape
 from flatcl.core.options import LDCOptions
 from flatcl.core.saved import State, entry
+from flatcl.core.shown import Shown
 from flatcl.errors import OptionError, StateError
 from flatcl.io import write_bytes
 from flatcl.nested import Nesting
-from flatcl.shown import Shown
 
 
 class TaskCallback:

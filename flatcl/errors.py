@@ -23,5 +23,9 @@ class NonFiniteError(FlatclError, ArithmeticError):
     """A loss, a gradient or a weight is NaN or infinite."""
 
 
+class WorkerError(FlatclError, RuntimeError):
+    """A process that made runs was killed."""
+
+
 class HostError(FlatclError, ImportError):
     """Avalanche, the host library, cannot be imported on this machine."""

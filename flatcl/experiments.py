@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flatcl.cells import BenchmarkSource, ModelSource, OptimizerSource, Own, check, run_cell
-from flatcl.errors import FlatclError, OptionError
+from flatcl.brought import Brought
+from flatcl.cells import BenchmarkSource, ModelSource, OptimizerSource, check, run_cell
+from flatcl.errors import FlatclError, NonFiniteError, OptionError, WorkerError
 from flatcl.io import write_bytes, write_json, write_jsonl
 from flatcl.protocol import CompareOptions
 from flatcl.records import Cell, Record, load, save
 from flatcl.rivals import RIVALS
 from flatcl.scores import mean_ci95, scores
 from flatcl.tables import markdown_table
-from flatcl.tuning import choose, fixed_value, is_tuned, next_cells, report_cells
+from flatcl.tuning import choose, fixed_value, is_tuned, next_cells, refuse_untuned, report_cells
 from flatcl.versions import commit, versions
 
 __all__ = ["CompareOptions", "Comparison", "Progress", "compare"]
@@ -43,7 +44,8 @@ class Comparison:
     Attributes:
         options: what was compared.
         rows: one dict per method, seed, experience trained and experience evaluated, both
-            counted from 0, with ``accuracy`` in percent.
+            counted from 0, with ``accuracy`` in percent and the ``status`` of the run: the means
+            are of those that are "done".
         summary: the content of ``summary.json``; accuracies in percent.
         broken: the reported runs that diverged or failed.
     """
@@ -90,18 +92,25 @@ def compare(
 
     In each repeat all methods share the tasks, the initial weights and the batches. The
     hyper-parameter of a rival is chosen first, on validation images and on a repeat that is never
-    reported (its tasks included); LDC is not tuned. With ``out``, each run is kept in
-    ``out/runs`` as soon as it ends and found there again by a later call with the options, code
-    and versions that determine it, and ``results.jsonl``, ``summary.json`` and ``compare.png``
-    are written at the end. Runs on a caller's own model, benchmark or optimiser are always made
-    anew, one after the other, since nothing says whether they are the same as before.
+    reported (its tasks included); LDC is not tuned.
+
+    On a caller's own benchmark the batches of a task are shared as long as a method draws nothing
+    while it trains it, as replay and dropout do. Where model and benchmark are fixed, repeats, that
+    of the tuning too, differ in the draws of the training alone: with functions of the seed, tasks
+    and weights vary as well.
+
+    With ``out``, each run is kept in ``out/runs`` as soon as it ends and found there again by a
+    later call with the options, code and versions that determine it, and ``results.jsonl``,
+    ``summary.json`` and ``compare.png`` are written at the end. Runs on a caller's own model,
+    benchmark or optimiser are always made anew, one after the other, since nothing says whether
+    they are the same as before. Where a process that makes runs is killed, a WorkerError says so.
 
     Args:
         options: methods, stream, network, training.
-        model: a network, copied for each run, or a function of the seed; made by the options if
-            None.
-        benchmark: an Avalanche benchmark, or a function of the seed; needs ``model``. Its
-            ``train_stream`` is trained on; tuning needs a ``val_stream`` or ``valid_stream``.
+        model: a network, copied for each run, or a function of the seed (below 2³²); made by the
+            options if None. Of Avalanche's multi-head models all heads are made at the start.
+        benchmark: an Avalanche benchmark, or a function of the seed (below 2³²); needs ``model``.
+            Its ``train_stream`` is trained on; tuning needs a ``val_stream`` or ``valid_stream``.
         optimizer: makes the optimiser from the model's parameters; by the options if None.
         out: folder to write to; None writes nothing.
         keep: methods whose runs in ``out`` count although other code of flatcl made them.
@@ -111,18 +120,20 @@ def compare(
         The comparison, with the runs that broke in ``broken``.
 
     Raises:
-        OptionError: the options do not fit together, the data, or the benchmark.
+        OptionError: the options do not fit together, the data, or the benchmark; or a run of the
+            tuning failed.
+        NonFiniteError: no reported run on what the caller brought ended well.
     """
-    if benchmark is not None and model is None:
-        raise OptionError("benchmark is given without a model: give model= that fits it")
-    own = Own(model, benchmark, optimizer)
+    if not isinstance(options, CompareOptions):
+        raise OptionError(f"options is a {type(options).__name__}: give CompareOptions(...)")
+    own = Brought(model, benchmark, optimizer)
     folder = None if out is None else Path(out)
     if folder is not None and folder.exists() and not folder.is_dir():
         raise OptionError(f"out is {str(folder)!r}, a file: give a folder")
     records: dict[Cell, Record] = {}
 
     def known(cell: Cell) -> Record | None:
-        if cell not in records and folder is not None and not own.given():
+        if cell not in records and folder is not None and not own.given:
             found = load(folder, options, cell, any_code=cell.method in keep)
             if found is not None:
                 records[cell] = found
@@ -135,19 +146,25 @@ def compare(
         total = len(records) + len(wanted)
         for record in _run(wanted, options, own, folder):
             records[record.cell] = record
+            refuse_untuned(record)
             tell(Progress(len(records), total, record))
         wanted = next_cells(options, known)
-    return _finish(options, known, folder)
+    found = _finish(options, known, folder, own)
+    ended_well = any(entry["n_seeds"] for entry in found.summary["methods"].values())
+    if own.given and not ended_well:
+        raise NonFiniteError(f"no run ended well: {found.broken[0].reason}")
+    return found
 
 
 def _run(
-    cells: list[Cell], options: CompareOptions, own: Own, folder: Path | None
+    cells: list[Cell], options: CompareOptions, own: Brought, folder: Path | None
 ) -> Iterator[Record]:
     from joblib import Parallel, cpu_count, delayed
+    from joblib.externals.loky.process_executor import TerminatedWorkerError
 
     jobs = min(options.jobs or max(1, cpu_count() // options.threads), len(cells))
-    if jobs == 1 or own.given():
-        kept = None if own.given() else folder
+    if jobs == 1 or own.given:
+        kept = None if own.given else folder
         yield from (_attempt(options, cell, own, kept) for cell in cells)
         return
     check(options)  # here and not in every worker
@@ -155,28 +172,37 @@ def _run(
     parallel = Parallel(
         n_jobs=jobs, batch_size=1, pre_dispatch=jobs, return_as="generator_unordered"
     )
-    for outcome in parallel(delayed(_guarded)(options, cell, folder) for cell in cells):
-        if isinstance(outcome, FlatclError):
-            raise outcome
-        yield outcome
+    try:
+        for outcome in parallel(delayed(_guarded)(options, cell, folder) for cell in cells):
+            if isinstance(outcome, FlatclError):
+                raise outcome
+            yield outcome
+    except TerminatedWorkerError as error:
+        raise WorkerError(
+            f"one of {jobs} worker processes was killed, for want of memory perhaps: give fewer "
+            "jobs; the same comparison goes on from the runs that were kept"
+        ) from error
 
 
 def _guarded(options: CompareOptions, cell: Cell, folder: Path | None) -> Record | FlatclError:
     try:  # an exception in a worker would reach the caller wrapped in the worker's traceback
-        return _attempt(options, cell, Own(), folder)
+        return _attempt(options, cell, Brought(), folder)
     except FlatclError as error:
         return error
 
 
-def _attempt(options: CompareOptions, cell: Cell, own: Own, folder: Path | None) -> Record:
-    record = run_cell(options, cell, own)
+def _attempt(options: CompareOptions, cell: Cell, own: Brought, folder: Path | None) -> Record:
+    record = run_cell(options, cell, own.of(cell))
     if folder is not None:
         save(folder, options, record)
     return record
 
 
 def _finish(
-    options: CompareOptions, known: Callable[[Cell], Record | None], folder: Path | None
+    options: CompareOptions,
+    known: Callable[[Cell], Record | None],
+    folder: Path | None,
+    own: Brought,
 ) -> Comparison:
     reported: dict[str, list[Record]] = {}
     methods: dict[str, dict[str, Any]] = {}
@@ -185,7 +211,10 @@ def _finish(
         if is_tuned(options, method):
             choice = choose(method, known)
             value = choice.value
-            grid = [{"value": v, "acc_val": 100 * acc} for v, acc in choice.tried.items()]
+            grid = [
+                {"value": v, "acc_val": None if acc is None else 100 * acc}
+                for v, acc in choice.tried.items()
+            ]
         found = [known(cell) for cell in report_cells(options, method, value)]
         reported[method] = [record for record in found if record is not None]
         name = None if method == "ldc" else RIVALS[method].hyperparameter
@@ -193,7 +222,7 @@ def _finish(
         methods[method] = _summary(reported[method]) | tuning
     rows = [row for records in reported.values() for record in records for row in _rows(record)]
     summary = {
-        "config": asdict(options),
+        "config": own.config(options),
         "versions": dict(versions()),
         "commit": commit(),
         "methods": methods,
@@ -206,8 +235,11 @@ def _finish(
         write_json(folder / "summary.json", summary)
         whole = [r for records in reported.values() for r in records if r.status == "done"]
         drawn = [row for record in whole for row in _rows(record)]
+        picture = folder / "compare.png"
         if drawn:  # of the runs that the table averages
-            write_bytes(folder / "compare.png", png(plot_comparison(drawn, options.headline())))
+            write_bytes(picture, png(plot_comparison(drawn, own.headline(options))))
+        else:  # one of an earlier comparison would stand beside these numbers
+            picture.unlink(missing_ok=True)
     return Comparison(options, rows, summary, broken)
 
 
@@ -219,6 +251,7 @@ def _rows(record: Record) -> Iterable[dict[str, object]]:
                 "seed": record.cell.seed,
                 "trained": trained,
                 "evaluated": evaluated,
+                "status": record.status,
                 "accuracy": 100 * accuracy,
             }
 

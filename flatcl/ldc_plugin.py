@@ -17,10 +17,10 @@ from torch.optim import SGD, Optimizer
 from flatcl.core.describe import Description
 from flatcl.core.engine import Landscape
 from flatcl.core.options import LDCOptions
+from flatcl.core.shown import Shown
 from flatcl.errors import OptionError, StateError
 from flatcl.experience import boundary_of, random_batches, steps_of
 from flatcl.host import ensure_avalanche
-from flatcl.shown import Shown
 
 ensure_avalanche()
 

@@ -58,6 +58,12 @@ class Record:
     bytes_first: int | None = None
     machine: str | None = field(default_factory=machine)
 
+    @property
+    def reason(self) -> str:
+        """The last line of the error, which says what it was; empty for a run that ended well."""
+        lines = (self.error or "").strip().splitlines()
+        return lines[-1] if lines else ""
+
 
 def record_of(content: Mapping[str, Any], cell: Cell, tasks: int) -> Record | None:
     """Return the record that a file holds; a number that cannot be one makes it none.
@@ -79,7 +85,7 @@ def record_of(content: Mapping[str, Any], cell: Cell, tasks: int) -> Record | No
     status, error, kind = content["status"], content["error"], content.get("machine")
     if status not in ("done", "diverged"):
         return None
-    if not isinstance(error, str | None):
+    if not isinstance(error, str | None) or (status == "diverged" and not error):
         raise ValueError(f"error is {error!r}")
     if not isinstance(kind, str | None):
         raise ValueError(f"machine is {kind!r}")

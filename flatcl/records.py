@@ -35,8 +35,9 @@ _OF_LDC = (*OF_LDC, "centre")
 _NOT_OF_A_RUN = ("methods", "seeds", "seed", "jobs", "ewc_lambda")
 _LDC_CODE = ("avalanche.py", "ldc_plugin.py", "experience.py", "core/*.py")
 _PUBLISHED_CODE = (
-    "published/*.py", "published_plugin.py", "fluctuations/flatness.py", "fluctuations/loss.py",
-    "fluctuations/pca.py", "fluctuations/surface.py", "fluctuations/watch.py",
+    "published/*.py", "published_plugin.py", "fluctuations/finite.py", "fluctuations/flatness.py",
+    "fluctuations/loss.py", "fluctuations/pca.py", "fluctuations/surface.py",
+    "fluctuations/watch.py",
 )  # fmt: skip
 _RUN_CODE = (
     "cells.py", "clock.py", "data.py", "datasets.py", "evaluation.py", "feed.py", "footprint.py",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from flatcl.errors import OptionError
 from flatcl.protocol import CompareOptions
 from flatcl.records import TUNING_SEED, Cell, Record
 from flatcl.rivals import RIVALS
@@ -23,12 +24,12 @@ class Choice:
     Attributes:
         missing: grid cells that have still to be run; while there are any, ``value`` is None.
         value: the value chosen.
-        tried: validation accuracy, 0 … 1, by value, ascending; 0 for a run that diverged.
+        tried: validation accuracy, 0 … 1, by value, ascending; None for a run that diverged.
     """
 
     missing: list[Cell]
     value: float | None
-    tried: Mapping[float, float]
+    tried: Mapping[float, float | None]
 
 
 def is_tuned(options: CompareOptions, method: str) -> bool:
@@ -82,12 +83,13 @@ def choose(method: str, known: Known) -> Choice:
         missing = [cell for cell, record in zip(cells, records, strict=True) if record is None]
         if missing:
             return Choice(missing, None, {})
-        marks = [_mark(record) for record in records if record is not None]
+        reached = [_reached(record) for record in records if record is not None]
+        marks = [acc or 0.0 for acc in reached]
         equals = [place for place, mark in enumerate(marks) if mark == max(marks)]
         best = equals[len(equals) // 2]  # a plateau at an edge is no reason to go past it
         inside = 0 < best < len(grid) - 1
         if inside or len(grid) - len(start) == MAX_EXTENSIONS:
-            return Choice([], grid[best], dict(zip(grid, marks, strict=True)))
+            return Choice([], grid[best], dict(zip(grid, reached, strict=True)))
         if best == 0:
             grid.insert(0, _round(grid[0] / ratio))
         else:
@@ -131,8 +133,24 @@ def next_cells(options: CompareOptions, known: Known) -> list[Cell]:
     return [cell for cell in wanted if known(cell) is None]
 
 
-def _mark(record: Record) -> float:
-    return scores(record.accuracy).acc if record.status == "done" else 0.0
+def refuse_untuned(record: Record) -> None:
+    """Stop where a rival cannot be tuned, since its runs raise: all values would seem equal.
+
+    Args:
+        record: of any run.
+
+    Raises:
+        OptionError: it is of the grid, and failed.
+    """
+    if record.cell.split == "val" and record.status == "failed":
+        raise OptionError(
+            f"{record.cell.method} failed at {record.cell.value:g} while it was tuned, and a rival "
+            f"is not to be shown untuned: {record.reason}"
+        )
+
+
+def _reached(record: Record) -> float | None:
+    return scores(record.accuracy).acc if record.status == "done" else None
 
 
 def _round(value: float) -> float:

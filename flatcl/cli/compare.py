@@ -61,14 +61,11 @@ def run(parsed: argparse.Namespace) -> int:
     else:
         _print_table(comparison, chosen.out)
     if comparison.broken and not any(m["n_seeds"] for m in comparison.summary["methods"].values()):
-        reason = (comparison.broken[0].error or "").strip().splitlines()[-1]
+        reason = comparison.broken[0].reason
         raise NonFiniteError(f"no run ended well, so the options cannot be used: {reason}")
     for record in comparison.broken:
-        reason = (record.error or "").strip().splitlines()[-1]
-        print(
-            f"flatcl: {record.cell.method}, seed {record.cell.seed} {record.status}: {reason}",
-            file=sys.stderr,
-        )
+        told = f"{record.cell.method}, seed {record.cell.seed} {record.status}: {record.reason}"
+        print(f"flatcl: {told}", file=sys.stderr)
     return 1 if comparison.broken else 0
 
 
@@ -85,7 +82,10 @@ def _print_table(comparison: Comparison, out: Path) -> None:
 def _tuning_line(name: str, entry: Mapping[str, Any]) -> str:
     if entry["grid"] is None:
         return ""
-    tried = ", ".join(f"{step['value']:g}: {step['acc_val']:.1f}" for step in entry["grid"])
+    tried = ", ".join(
+        f"{step['value']:g}: " + ("diverged" if (acc := step["acc_val"]) is None else f"{acc:.1f}")
+        for step in entry["grid"]
+    )
     return f"{name}: {entry['hyperparameter']} {entry['value']:g} won on validation ({tried})\n"
 
 

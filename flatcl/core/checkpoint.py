@@ -18,10 +18,10 @@ from flatcl.core.saved import State, entry
 from flatcl.errors import StateError
 
 # 2: also a task that is running. 3: also Gaussians of inputs and their rehearsal. 4: also the
-# running statistics that a task began with. 5: a rehearsal's p in place of log p. Earlier versions
-# are read as states without them, log p is made into p.
-VERSION = 5
-_READ = (1, 2, 3, 4, VERSION)
+# running statistics that a task began with. 5: a rehearsal's p in place of log p. 6: also what was
+# frozen when tasks ended. Earlier versions are read as states without them, log p is made into p.
+VERSION = 6
+_READ = (1, 2, 3, 4, 5, VERSION)
 
 
 def encode_constraint(constraint: Constraint) -> State:
@@ -90,13 +90,14 @@ def decode_constraint(state: Mapping[str, Tensor], name: str) -> Constraint:
 
 
 def decode_constraints(
-    state: Mapping[str, Any], views: Mapping[str, Tensor]
+    state: Mapping[str, Any], views: Mapping[str, Tensor], frozen: Mapping[str, Tensor]
 ) -> dict[str, Constraint]:
     """Return the constraints of a landscape's state, checked against a model.
 
     Args:
         state: a landscape's state.
         views: the model's weights, by unit's name, each in its unit's view.
+        frozen: its frozen parameters by name; their constraints are kept for when they are trained.
 
     Returns:
         Constraints by name, on the weights' device and grown to their shape.
@@ -112,13 +113,16 @@ def decode_constraints(
         )
     constraints = {}
     for name, saved in entry(state, "constraints", "landscape").items():
-        if name not in views:
+        constraint = decode_constraint(saved, name)
+        if name in views:
+            constraints[name] = constraint.to(views[name].device).grown_to(views[name])
+        elif (parameter := frozen.get(name.partition("[")[0])) is not None:
+            constraints[name] = constraint.to(parameter.device)
+        else:
             raise StateError(
                 f"the saved state holds {name}, which the model does not have: load it into the "
                 "model that it was saved with"
             )
-        constraint = decode_constraint(saved, name)
-        constraints[name] = constraint.to(views[name].device).grown_to(views[name])
     return constraints
 
 

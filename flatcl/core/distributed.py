@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
+from flatcl.core.batches import tensors_of
 from flatcl.core.constraint import Constraint
-from flatcl.core.gradients import tensors_of
 
 
 class Peers:

@@ -9,12 +9,14 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from flatcl.core.compiled import uncompiled
 from flatcl.core.forecast import Forecast
 from flatcl.core.holdings import Holdings
 from flatcl.core.measure import Measurement, ProbeMeasurement, TaskEnd
 from flatcl.core.precision import full_precision, under_present_autocast
 from flatcl.core.record import Kept
 from flatcl.core.statistics import MixedStatistics
+from flatcl.core.unheld import warn_of
 from flatcl.errors import NonFiniteError, StateError
 
 # What a task's way is taken for where none was travelled, as a share of ‖W‖. Perceptrons on MNIST
@@ -103,7 +105,10 @@ class Landscape(Holdings):
         self.task = task = self.begun(self.constraints, self.tasks_ended, steps, statistics)
         try:
             task.warn_of_loose()
-            task.rehearse(self.inputs, self.model, self.forward, self.generator)
+            if task.pulls:
+                warn_of(self._unreached())
+            with uncompiled():
+                task.rehearse(self.inputs, self.model, self.forward, self.generator)
         except BaseException:
             self.abandon_task()
             raise
@@ -226,9 +231,14 @@ class Landscape(Holdings):
                 "strength=0 measures nothing to forecast from: set strength or witnesses above 0"
             )
         tasks, running = self.tasks_ended, self.task is not None
-        with self.evaluating():
+        with uncompiled(), self.evaluating():
             return self.history.forecast(
-                self._present(), self.constraints, batches, tasks=tasks, running=running
+                self._present(),
+                self.constraints,
+                batches,
+                tasks=tasks,
+                running=running,
+                unheld=self._unreached(),
             )
 
     @property
@@ -277,7 +287,7 @@ class Landscape(Holdings):
         probed = isinstance(measurement, ProbeMeasurement) or self.network is not None
         if batches is not None and probed:
             end = replace(end, batches=end.inputs())  # read more than once
-        with full_precision(self._device), self.peers.silent():
+        with full_precision(self._device), self.peers.silent(), uncompiled():
             if self.options.strength > 0:
                 network = replace(self._present(), forward=end.forward)
                 kept.measure_(network, measurement, end, self.peers)

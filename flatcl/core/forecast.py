@@ -23,6 +23,7 @@ from torch import Tensor
 
 from flatcl.core.growth import Constraints, Network, few
 from flatcl.core.saved import State
+from flatcl.core.unheld import doubt_of
 from flatcl.core.witnesses import Witnesses
 
 Batches: TypeAlias = "Iterable[Sequence[Tensor] | Tensor]"
@@ -59,11 +60,13 @@ class Forecast:
 
     Attributes:
         rises: for each earlier experience, oldest first, the predicted rise of its loss since it
-            was learned, nats a row of the outputs: by its witnesses, or else by the quadratic.
+            was learned, nats a row of the outputs: by its witnesses, or else by the quadratic. The
+            loss is a softmax's, or a sigmoid's where there is one output; another one's, mean
+            squared error for instance, is not what witnesses tell.
         quadratic: the same by energy · growth, every task's cost shared equally among those before
             it and the costs added; NaN where nothing is known of some costs.
         spent: for each task since the first, the present one last if it runs, what it cost the
-            tasks before it.
+            tasks before it; between tasks last what moved the weights since, if anything did.
         reasons: for each experience why its rise is not to be trusted; empty if it is.
     """
 
@@ -171,6 +174,7 @@ class History:
         *,
         tasks: int,
         running: bool,
+        unheld: Mapping[str, float],
     ) -> Forecast:
         """Return the forecast at the present weights.
 
@@ -180,14 +184,16 @@ class History:
             batches: inputs of the running task, or None.
             tasks: how many have ended.
             running: whether one runs.
+            unheld: what some of them are not held in, from ``unreached``.
 
         Returns:
             The forecast.
         """
-        inputs = few(batches, network.device) if batches is not None and running and tasks else None
+        inputs = few(batches, network.device) if batches is not None and tasks else None
         spent, complete = list(self.spent), len(self.spent) == tasks
-        if running and tasks:
-            spent.append(self._cost(network, held, inputs, tasks))
+        present = self._cost(network, held, inputs, tasks)
+        if tasks and (running or present.energy != 0.0):  # weights may be moved between tasks too
+            spent.append(present)
         rises, quadratic, reasons = [], [], []
         for task in range(tasks):
             way = [s for s in spent if s.earlier > task]
@@ -196,23 +202,31 @@ class History:
             witnesses = self.witnesses[task] if len(self.witnesses) == tasks else None
             if witnesses is None:
                 rises.append(energy)
-                reasons.append(_doubt_of_quadratic(way, complete=complete))
+                doubt = _doubt_of_quadratic(way, complete=complete)
+                reasons.append(doubt_of(unheld, task) or doubt)
             else:
                 rise, error = witnesses.rise(network.model, network.forward)
                 rises.append(rise)
                 reasons.append(_doubt_of_witnesses(rise, error, quadratic[-1]))
+            if not (math.isfinite(rises[-1]) or reasons[-1]):
+                reasons[-1] = f"it is {rises[-1]}: the weights, or the outputs, are not finite"
         return Forecast(tuple(rises), tuple(quadratic), tuple(spent[1:]), tuple(reasons))
 
-    def to(self, device: torch.device) -> History:
+    def to(
+        self, device: torch.device, cast: Mapping[torch.dtype, torch.dtype] | None = None
+    ) -> History:
         """Return the history with its witnesses on a device, in lists of its own.
 
         Args:
             device: where they shall be.
+            cast: dtypes of their inputs by that which takes their place.
 
         Returns:
             The same; what is added there is not added here.
         """
-        return History(list(self.spent), [found and found.to(device) for found in self.witnesses])
+        return History(
+            list(self.spent), [found and found.to(device, cast) for found in self.witnesses]
+        )
 
     def bytes_held(self) -> int:
         """Return the bytes of the witnesses.

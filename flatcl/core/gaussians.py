@@ -190,16 +190,20 @@ class InputGaussians:
         """
         return [t for group in self.groups.values() for t in (group.mean, group.directions)]
 
-    def to(self, device: torch.device) -> InputGaussians:
+    def to(
+        self, device: torch.device, cast: Mapping[torch.dtype, torch.dtype] | None = None
+    ) -> InputGaussians:
         """Return the Gaussians on a device, in a collection of their own.
 
         Args:
             device: where the moments shall be.
+            cast: dtypes by that which takes their place; inputs of others keep theirs.
 
         Returns:
             The same; what is taken in there is not taken in here.
         """
         found = copy.copy(self)
+        found.dtype = (cast or {}).get(self.dtype, self.dtype)
         found.groups = {
             key: replace(
                 group,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 
 import torch
@@ -48,81 +48,6 @@ def training_gradients(units: Sequence[Unit], parameters: Mapping[str, Tensor]) 
         for name, p in parameters.items()
     }
     return [unit.gather(gradients) for unit in units]
-
-
-def tensors_of(batch: Sequence[Tensor] | Tensor) -> list[Tensor]:
-    """Return the tensors of a batch.
-
-    Args:
-        batch: a tensor of inputs, or a sequence of tensors, inputs first.
-
-    Returns:
-        Its tensors.
-
-    Raises:
-        DataError: it is no tensor nor a sequence of tensors.
-    """
-    parts = [batch] if isinstance(batch, Tensor) else list(batch)
-    if not parts or not all(isinstance(part, Tensor) for part in parts):
-        raise DataError(
-            f"a batch is a {type(batch).__name__}, and not of tensors alone; pass tensors of "
-            "inputs, or sequences (inputs, …) of tensors"
-        )
-    return parts
-
-
-def chunked(
-    batches: Iterable[Sequence[Tensor] | Tensor], *, inputs: int, size: int, device: torch.device
-) -> list[list[Tensor]]:
-    """Return the first inputs of an iterable of batches, cut into chunks for the probe.
-
-    Args:
-        batches: each a tensor of inputs, or a sequence of tensors of equal length, inputs first.
-        inputs: how many inputs to take, at most.
-        size: inputs a chunk, at most.
-        device: where the chunks go.
-
-    Returns:
-        Chunks, each a list of tensors as in the batch.
-
-    Raises:
-        DataError: there is no input at all.
-    """
-    chunks: list[list[Tensor]] = []
-    left = inputs
-    for batch in batches:
-        parts = tensors_of(batch)
-        taken = min(left, len(parts[0]))
-        for start in range(0, taken, size):
-            stop = min(start + size, taken)
-            chunks.append([part[start:stop].to(device) for part in parts])
-        left -= taken
-        if left <= 0:
-            break
-    if not chunks:
-        raise DataError("the task's batches are empty: the probe needs at least one input")
-    return chunks
-
-
-def joined(chunks: Sequence[Sequence[Tensor]], number: int) -> list[list[Tensor]]:
-    """Return chunks in a row joined, where they are of one shape but for the number of inputs.
-
-    Args:
-        chunks: each its tensors, inputs first along each.
-        number: chunks to join, at most.
-
-    Returns:
-        Larger chunks, in the order given.
-    """
-    groups: list[list[Sequence[Tensor]]] = []
-    for chunk in chunks:
-        last = groups[-1] if groups else []
-        alike = bool(last) and [p.shape[1:] for p in last[0]] == [p.shape[1:] for p in chunk]
-        if alike and len(last) < number:
-            last.append(chunk)
-        else:
-            groups.append([chunk])
-    return [[torch.cat(parts) for parts in zip(*group, strict=True)] for group in groups]
 
 
 @contextmanager
@@ -212,6 +137,9 @@ def probe_gradients(
 
     Yields:
         One gradient a unit, in its view; by its factors where that is cheaper.
+
+    Raises:
+        DataError: the outputs do not fit, or have no gradient.
     """
     leaves = [parameters[name] for name in dict.fromkeys(n for u in units for n in u.names)]
     originals = [leaf.detach().clone() for leaf in leaves]
@@ -225,6 +153,11 @@ def probe_gradients(
                 noise.perturb_()
                 with torch.enable_grad():
                     outputs = outputs_of(forward, chunk)
+                    if not outputs.requires_grad:
+                        raise DataError(
+                            "the outputs have no gradient: forward= must not run under no_grad, "
+                            "nor end_task or fit under inference_mode"
+                        )
                     inputs, rows = len(chunk[0]), outputs[..., 0].numel()
                     r = draw(outputs.detach(), scale, generator)
                     if rows != inputs:

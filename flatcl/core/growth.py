@@ -16,8 +16,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from flatcl.core.batches import chunked, joined
 from flatcl.core.constraint import Constraint
-from flatcl.core.gradients import Forward, chunked, evaluation_mode, joined
+from flatcl.core.gradients import Forward, evaluation_mode
 from flatcl.core.layers import Unit
 
 INPUTS = 256  # on which the growth is measured

@@ -26,6 +26,7 @@ from flatcl.core.saved import State
 from flatcl.core.state import state_of, take_up
 from flatcl.core.statistics import MixedStatistics, running_statistics
 from flatcl.core.task import RunningTask
+from flatcl.core.unheld import frozen, holdings_of, unreached
 from flatcl.errors import StateError
 
 
@@ -55,6 +56,8 @@ class Holdings:
         self.generator = torch.Generator().manual_seed(self.options.seed)
         self.history = History()
         self.inputs = InputGaussians()
+        self.frozen_until: dict[str, int] = {}
+        self._dtype: torch.dtype | None = None
         self._task: RunningTask | None = None
         self._layout()
 
@@ -115,7 +118,7 @@ class Holdings:
         Returns:
             One line a parameter, with the bytes held after a task; before one, those to come. Last
             running statistics, and the inputs, witnesses and a network constraint, once a task has
-            ended.
+            ended; and parameters that some ended tasks are not held in.
         """
         units, others = matrix_views(self.model), []
         if statistics := running_statistics(self.model):
@@ -130,6 +133,7 @@ class Holdings:
         if (size := self._bytes_of_network()) > 0:
             weights = sum(p.numel() for p in self.parameters.values())
             others.append(Holding("all parameters", (weights,), "by a network constraint", size))
+        others += holdings_of(self._unreached(), self.model, self.constraints)
         return describe(self.model, units, self.constraints, self.options, self.inputs, others)
 
     def state_dict(self) -> State:
@@ -220,6 +224,7 @@ class Holdings:
             kept.probe_scale,
             self.tasks_ended + 1,
         )
+        self.frozen_until |= dict.fromkeys(frozen(self.model), self.tasks_ended)
 
     def _bytes_of_network(self) -> int:
         held = [] if self.network is None else self.network.state_dict().values()
@@ -229,12 +234,18 @@ class Holdings:
         outputs: Tensor = self.model(batch[0])
         return outputs
 
+    def _unreached(self) -> dict[str, float]:
+        return unreached(self.model, self.constraints, self.frozen_until)
+
     def _layout(self) -> None:
         self._units: list[Unit] = matrix_views(self.model)
         self.parameters = trained_parameters(self.model)
-        self._device = next(iter(self.parameters.values())).device
-        self.inputs = self.inputs.to(self._device)
-        self.history = self.history.to(self._device)
+        first = next(iter(self.parameters.values()))
+        # Inputs that came in the weights' dtype go on in it.
+        cast = {} if self._dtype is None else {self._dtype: first.dtype}
+        self._device, self._dtype = first.device, first.dtype
+        self.inputs = self.inputs.to(self._device, cast)
+        self.history = self.history.to(self._device, cast)
         for unit in self._units:
             if (held := self.constraints.get(unit.name)) is not None:
                 weight = unit.gather(self.parameters).detach()

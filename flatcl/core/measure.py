@@ -15,13 +15,12 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from flatcl.core.batches import chunked, joined
 from flatcl.core.constraint import Constraint
 from flatcl.core.eigenbasis import KroneckerBasis
 from flatcl.core.gradients import (
     Forward,
-    chunked,
     evaluation_mode,
-    joined,
     outputs_of,
     probe_gradients,
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor, nn
@@ -57,6 +58,19 @@ def predictions_at(
         return torch.cat([f if each is None else each(f) for f in found])
 
 
+def own_random_states(model: nn.Module) -> AbstractContextManager[None]:
+    """Return a context after which the random states are as before: for a trial pass.
+
+    Args:
+        model: the network, whose devices' states they are beside the CPU's.
+
+    Returns:
+        The context.
+    """
+    devices = {p.device.index or 0 for p in model.parameters() if p.is_cuda}
+    return torch.random.fork_rng(devices=sorted(devices))
+
+
 def floats_an_input(model: nn.Module, forward: Forward, parts: Sequence[Tensor]) -> int:
     """Return by trial how many floats the predictions at one input are.
 
@@ -68,6 +82,5 @@ def floats_an_input(model: nn.Module, forward: Forward, parts: Sequence[Tensor])
     Returns:
         The number, ≥ 1.
     """
-    devices = {p.device.index or 0 for p in model.parameters() if p.is_cuda}
-    with torch.random.fork_rng(devices=sorted(devices)):
+    with own_random_states(model):
         return max(1, predictions_at(model, forward, parts).numel() // len(parts[0]))

@@ -72,7 +72,7 @@ class Rehearsal:
         self.parts, self.number, self.free = list(parts), number, free
         self._p, self._constants = p, list(constants)
         self._limit = torch.tensor(LIMIT, dtype=p.dtype, device=p.device)
-        self._ride: Ride | None = None
+        self._ride: tuple[int, Ride] | None = None  # the step it is of, and what it brought
 
     @classmethod
     def against(
@@ -138,8 +138,11 @@ class Rehearsal:
         Returns:
             A context, for the pass.
         """
-        self._ride = Ride(model, self._at(step), self.free) if self.free else None
-        return nullcontext() if self._ride is None else self._ride
+        if not self.free:
+            return nullcontext()
+        ride = Ride(model, self._at(step), self.free)
+        self._ride = step, ride
+        return ride
 
     def loss(self, model: nn.Module, forward: Forward, step: int) -> Tensor:
         """Return the limited R at a step, to be differentiated.
@@ -152,8 +155,8 @@ class Rehearsal:
         Returns:
             A scalar, nats, ``LIMIT`` at most: R at the step's pseudo-inputs.
         """
-        ride, self._ride = self._ride, None
-        outputs = None if ride is None else ride.outputs
+        ride, self._ride = self._ride, None  # one of an earlier step would be of other weights
+        outputs = None if ride is None or ride[0] != step else ride[1].outputs
         if outputs is None:
             with evaluation_mode(model):
                 outputs = outputs_of(forward, self._at(step))

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from flatcl.core.gradients import Forward, evaluation_mode, outputs_of
+from flatcl.core.predictions import own_random_states
 
 _CLOSE = 1e-3  # of a row's outputs in another batch, relative to the largest: kernels differ
 
@@ -105,10 +106,9 @@ def rides_free(model: nn.Module, forward: Forward, riders: Sequence[Tensor]) -> 
         How many arguments ``forward`` calls the network with, 1 or 2, if a training pass with them
         returns, row by row, what evaluation passes do; else 0.
     """
-    devices = {p.device.index or 0 for p in model.parameters() if p.is_cuda}
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
     modes = [(module, module.training) for module in model.modules()]
-    with torch.random.fork_rng(devices=sorted(devices)):
+    with own_random_states(model):
         try:
             with evaluation_mode(model), torch.no_grad():
                 alone = outputs_of(forward, riders)

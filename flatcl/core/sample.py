@@ -46,10 +46,20 @@ class Sample:
             batches: of the task, inputs first.
 
         Returns:
-            The sample; None where the inputs are not finite real numbers of one shape, or have
-            further parts that are more than one number an input, labels for instance.
+            The sample; None where the inputs are not finite real numbers of one shape, or, with a
+            warning, have further parts of more than one number an input: targets as vectors, or
+            masks, cannot be drawn with them.
         """
         if not _have_moments(batches):
+            return None
+        if wide := _wide_parts(batches):
+            warnings.warn(
+                f"parts of the batches hold more than one number an input (shapes {wide}): with "
+                "such parts no pseudo-inputs are drawn, and this task is held by its constraint "
+                "alone; pass batches without them, of inputs alone for instance, if forward= does "
+                "not need them",
+                stacklevel=2,
+            )
             return None
         parts = [torch.cat(pieces) for pieces in zip(*batches, strict=True)]
         floats = floats_an_input(model, forward, [part[:_TRIED] for part in parts])
@@ -126,10 +136,15 @@ def _task_labels(parts: Sequence[Tensor], classes: Tensor) -> Tensor:
 
 def _have_moments(batches: Sequence[Sequence[Tensor]]) -> bool:
     inputs = [batch[0] for batch in batches]
-    others = [part for batch in batches for part in batch[1:]]
     return (
         all(x.is_floating_point() and x[0].numel() > 0 for x in inputs)
         and len({tuple(x.shape[1:]) for x in inputs}) == 1
-        and all(part[0].numel() == 1 for part in others)
         and all(bool(torch.isfinite(x).all()) for x in inputs)
     )
+
+
+def _wide_parts(batches: Sequence[Sequence[Tensor]]) -> str:
+    """Return the shapes, of one input, of parts that are more than one number; "" for none."""
+    others = [part for batch in batches for part in batch[1:]]
+    shapes = dict.fromkeys(str(tuple(part.shape[1:])) for part in others if part[0].numel() != 1)
+    return ", ".join(shapes)

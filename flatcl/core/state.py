@@ -14,6 +14,7 @@ from flatcl.core.checkpoint import (
 )
 from flatcl.core.forecast import History
 from flatcl.core.gaussians import InputGaussians
+from flatcl.core.layers import named_parameters
 from flatcl.core.saved import State, entry, refuse_not_finite
 from flatcl.core.statistics import MixedStatistics
 from flatcl.errors import StateError
@@ -49,6 +50,7 @@ def state_of(landscape: Holdings) -> State:
         "constraints": {n: encode_constraint(c) for n, c in landscape.constraints.items()},
         "history": landscape.history.state_dict(),
         "inputs": landscape.inputs.state_dict(),
+        "frozen_until": dict(landscape.frozen_until),
         **({} if network is None else {"network": network.state_dict()}),
         "task": None if task is None else task.state_dict(),
     }
@@ -77,7 +79,10 @@ def take_up(landscape: Holdings, state: State) -> None:
 
 def _take_up(landscape: Holdings, state: State) -> None:
     views = landscape.views()
-    constraints = decode_constraints(state, views)
+    parameters = named_parameters(landscape.model)
+    still = {name: p for name, p in parameters if not p.requires_grad}
+    constraints = decode_constraints(state, views, still)
+    frozen_until = {str(n): int(k) for n, k in state.get("frozen_until", {}).items()}
     network = landscape.network
     if (network is None) == ("network" in state):
         raise StateError(
@@ -101,4 +106,5 @@ def _take_up(landscape: Holdings, state: State) -> None:
         network.load_state_dict(state["network"], landscape.parameters)
     landscape.constraints, landscape.history, landscape.inputs = constraints, history, inputs
     landscape.generator, landscape.task = generator, task
+    landscape.frozen_until = frozen_until
     landscape.tasks_ended, landscape.probe_scale = tasks_ended, scale

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from flatcl.core.layers import Unit
 from flatcl.core.moments import Gradient, OuterProduct
+from flatcl.errors import DataError
 
 Taps: TypeAlias = "dict[str, list[tuple[Tensor, Tensor]]]"
 """Weight's name → inputs [..., in] and outputs [..., out] of each call of its layer."""
@@ -141,6 +142,9 @@ class ProbeGraph:
 
         Returns:
             One gradient a unit, in its view.
+
+        Raises:
+            DataError: the outputs depend on no parameter.
         """
         once = {
             name: (A, z)
@@ -156,6 +160,11 @@ class ProbeGraph:
         )
         wanted = [z for _, z in once.values()] + [self.parameters[name] for name in rest]
         found = torch.autograd.grad(self.outputs, wanted, self.r, allow_unused=True)
+        if all(g is None for g in found):
+            raise DataError(
+                "the outputs depend on none of the model's parameters: forward= must call the "
+                "model that the landscape was given (a copy of the landscape has a copy of it)"
+            )
         filled = [
             torch.zeros_like(w) if g is None else dense(g)
             for w, g in zip(wanted, found, strict=True)

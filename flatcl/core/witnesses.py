@@ -109,16 +109,22 @@ class Witnesses:
         error = float(each.std()) / math.sqrt(len(each)) if len(each) > 1 else math.inf
         return float(each.mean()), error
 
-    def to(self, device: torch.device) -> Witnesses:
+    def to(
+        self, device: torch.device, cast: Mapping[torch.dtype, torch.dtype] | None = None
+    ) -> Witnesses:
         """Return the witnesses on a device.
 
         Args:
             device: where they shall be.
+            cast: dtypes of their inputs by that which takes their place; others stay.
 
         Returns:
             The same there.
         """
-        return Witnesses([part.to(device) for part in self.parts], self.expected.to(device))
+        dtype = self.parts[0].dtype
+        inputs = self.parts[0].to(device, (cast or {}).get(dtype, dtype))
+        rest = [part.to(device) for part in self.parts[1:]]
+        return Witnesses([inputs, *rest], self.expected.to(device))
 
     def tensors(self) -> list[Tensor]:
         """Return all that is kept, to be counted or sent between processes in place.

@@ -47,6 +47,23 @@ def ask_finite(**tensors: Tensor) -> None:
             raise DataError(f"{name} has {bad} numbers that are NaN or infinite: find out why")
 
 
+def ask_tensors(**given: object) -> None:
+    """Refuse what is no tensor.
+
+    Args:
+        **given: by what the message calls them.
+
+    Raises:
+        DataError: of the first that is none.
+    """
+    for name, value in given.items():
+        if not isinstance(value, Tensor):
+            raise DataError(
+                f"{name}: a {type(value).__name__} is no tensor: give torch.as_tensor of an array, "
+                "the batches of a loader joined"
+            )
+
+
 def ask_labels(name: str, labels: Tensor, number: int | None = None) -> None:
     """Refuse what is no list of classes, one a sample.
 
@@ -58,6 +75,7 @@ def ask_labels(name: str, labels: Tensor, number: int | None = None) -> None:
     Raises:
         DataError: it is none, or of another length.
     """
+    ask_tensors(**{name: labels})
     if labels.dim() != 1 or labels.is_complex():
         raise DataError(
             f"{name} has shape {tuple(labels.shape)}, {labels.dtype}: give a class a sample, [K]"
@@ -65,3 +83,23 @@ def ask_labels(name: str, labels: Tensor, number: int | None = None) -> None:
     if number is not None and len(labels) != number:
         raise DataError(f"{name} has {len(labels)} classes for {number} samples: give one each")
     ask_finite(**{name: labels})
+
+
+def check_pairs(inputs: Tensor, targets: Tensor) -> None:
+    """Refuse what are no tensors, samples without as many targets, or none at all.
+
+    Args:
+        inputs: [N, …].
+        targets: [N, …].
+
+    Raises:
+        DataError: they are not such.
+    """
+    ask_tensors(inputs=inputs, targets=targets)
+    if not inputs.dim() or not targets.dim():
+        raise DataError("inputs and targets need a first dimension, that of the samples: [N, …]")
+    if len(inputs) == 0 or len(inputs) != len(targets):
+        raise DataError(
+            f"{len(inputs)} inputs and {len(targets)} targets: give as many of each, and at least "
+            "one"
+        )

@@ -8,10 +8,10 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from flatcl.duality.checks import ask_finite
+from flatcl.duality.checks import ask_finite, check_pairs
 from flatcl.duality.decomposition import Decomposition, decompose
 from flatcl.duality.dual import DualMoves, dual_moves
-from flatcl.duality.layer import DualLayer, check_pairs
+from flatcl.duality.layer import DualLayer
 from flatcl.duality.pairs import Pairs, nearest_pairs, random_pairs
 from flatcl.errors import DataError, OptionError
 from flatcl.fluctuations.loss import Loss, cross_entropy
@@ -136,7 +136,8 @@ def generalization_gap(
         The gap.
 
     Raises:
-        OptionError: ``space`` is neither; what ``ask_finite``, ``DualLayer``, ``dual_moves``
+        OptionError: ``space`` is neither.
+        DataError: there is one test sample; what ``ask_finite``, ``DualLayer``, ``dual_moves``
             and ``nearest_pairs`` raise goes through.
     """
     if space not in ("inputs", "activity"):
@@ -150,6 +151,8 @@ def generalization_gap(
     z, t = test
     check_pairs(x, y)
     check_pairs(z, t)
+    if len(z) < 2:
+        raise DataError("one test sample has no mean over pairs: give at least two")
     a, b = view.activity(x), view.activity(z)
     train_losses, test_losses = view.losses(x, y), view.losses(z, t)
     ask_finite(

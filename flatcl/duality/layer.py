@@ -17,6 +17,7 @@ from torch.func import functional_call
 from torch.nn import functional
 
 from flatcl.core.gradients import evaluation_mode
+from flatcl.duality.checks import check_pairs
 from flatcl.errors import DataError, NonFiniteError, OptionError
 from flatcl.fluctuations.loss import Loss, ask_one_a_sample, cross_entropy
 
@@ -278,22 +279,3 @@ def _supported(model: nn.Module, name: str) -> nn.Linear | nn.Conv2d:
 def _check_shift(inputs: Tensor, shift: Tensor | None) -> None:
     if shift is not None and len(shift) != len(inputs):
         raise DataError(f"{len(shift)} shifts for {len(inputs)} inputs: give as many")
-
-
-def check_pairs(inputs: Tensor, targets: Tensor) -> None:
-    """Refuse samples without as many targets, or none at all.
-
-    Args:
-        inputs: [N, …].
-        targets: [N, …].
-
-    Raises:
-        DataError: they are not such.
-    """
-    if not inputs.dim() or not targets.dim():
-        raise DataError("inputs and targets need a first dimension, that of the samples: [N, …]")
-    if len(inputs) == 0 or len(inputs) != len(targets):
-        raise DataError(
-            f"{len(inputs)} inputs and {len(targets)} targets: give as many of each, and at least "
-            "one"
-        )

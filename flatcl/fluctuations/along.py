@@ -7,8 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from flatcl.errors import NonFiniteError
 from flatcl.fluctuations.correlation import efold_time, stationarity
+from flatcl.fluctuations.finite import refuse_not_finite
 from flatcl.fluctuations.flatness import curvature, flatness
 from flatcl.fluctuations.surface import LossSurface
 
@@ -22,19 +22,17 @@ Part = dict[str, Tensor]
 def displacements(snapshots: Tensor, directions: Tensor) -> Tensor:
     """Return θ_i(t), the window's displacements from its mean along each direction.
 
+    A snapshot that is not finite is a NonFiniteError.
+
     Args:
         snapshots: [T, P], w.
         directions: [k, P], of unit norm.
 
     Returns:
         [T, k], float64, w.
-
-    Raises:
-        NonFiniteError: a snapshot is not finite.
     """
     mean = snapshots.mean(0, dtype=torch.float64)
-    if not bool(torch.isfinite(mean).all()):
-        raise NonFiniteError("a snapshot is not finite: the training diverged; lower its rate")
+    refuse_not_finite(mean)
     rows = directions.double().T
     parts = [(part.double() - mean) @ rows for part in torch.split(snapshots, _SNAPSHOTS)]
     return torch.cat(parts)

@@ -13,7 +13,8 @@ import math
 import torch
 from torch import Tensor
 
-from flatcl.errors import DataError, NonFiniteError, OptionError
+from flatcl.errors import DataError, OptionError
+from flatcl.fluctuations.finite import refuse_not_finite
 
 _SOKAL = 5.0  # the window of an integrated time ends after this many of its own times
 _SNAPSHOTS = 1000  # in float64 at a time: the window may be mapped from a file
@@ -240,8 +241,7 @@ def _centred(series: Tensor) -> Tensor:
         raise DataError(f"a series has shape {tuple(series.shape)}; it must be (T, k) with T ≥ 2")
     x = series.double()
     mean = x.mean(0)
-    if not bool(torch.isfinite(mean).all()):
-        raise NonFiniteError("a series is not finite: the training diverged; lower its rate")
+    refuse_not_finite(mean, "series")
     return x - mean
 
 

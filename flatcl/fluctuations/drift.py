@@ -11,7 +11,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from flatcl.errors import DataError, NonFiniteError
+from flatcl.errors import DataError
+from flatcl.fluctuations.finite import refuse_not_finite
 
 _HELD = 1 << 20  # numbers of a trajectory that are held in float64 at a time, 8 MB
 
@@ -20,6 +21,7 @@ def linear_drift(snapshots: Tensor) -> Tensor:
     """Return each weight's least-squares slope in time.
 
     Read in blocks of rows, so that the tensor may be mapped from a file; sums are in float64.
+    A snapshot that is not finite is a NonFiniteError.
 
     Args:
         snapshots: [T, P], w, evenly spaced; T ≥ 2.
@@ -29,7 +31,6 @@ def linear_drift(snapshots: Tensor) -> Tensor:
 
     Raises:
         DataError: there are fewer than two snapshots.
-        NonFiniteError: a snapshot is not finite.
     """
     if snapshots.ndim != 2 or len(snapshots) < 2 or snapshots.shape[1] == 0:
         raise DataError(
@@ -40,8 +41,7 @@ def linear_drift(snapshots: Tensor) -> Tensor:
     slope = snapshots.new_zeros(P, dtype=torch.float64)
     for part in _blocks(T, P):
         slope += times[part] @ snapshots[part].detach().double()
-    if not bool(torch.isfinite(slope).all()):
-        raise NonFiniteError("a snapshot is not finite: the training diverged; lower its rate")
+    refuse_not_finite(slope)
     # Σ (t − ⟨t⟩)² of T whole numbers in closed form.
     return slope / (T * (T**2 - 1) / 12)
 

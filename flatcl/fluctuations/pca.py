@@ -18,7 +18,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from flatcl.errors import DataError, NonFiniteError, OptionError
+from flatcl.errors import DataError, OptionError
+from flatcl.fluctuations.finite import refuse_not_finite
 
 _HELD = 1 << 20  # numbers of a trajectory that are held in float64 at a time, 8 MB
 _TILE = 64  # rows of a product with itself that are taken together: half of it is not needed
@@ -167,7 +168,7 @@ class StreamingDirections:
             self._rows = new.new_empty(self.sketch + self.block + 1, P, dtype=wide)
         for row in new:
             place = self._rows[self._kept + self._waiting].copy_(row)
-            _check_finite(place.sum())  # which no weight can hide from, in a tenth of the time
+            refuse_not_finite(place.sum())  # which no weight can hide from, in a tenth of the time
             self._waiting += 1
             if self._kept + self._waiting == len(self._rows) - 1:
                 self._merge()
@@ -234,11 +235,6 @@ def _check_shape(snapshots: Tensor, k: int) -> None:
         raise DataError(f"snapshots have shape {tuple(snapshots.shape)}; they must be (T, P)")
 
 
-def _check_finite(values: Tensor) -> None:
-    if not bool(torch.isfinite(values).all()):
-        raise NonFiniteError("a snapshot is not finite: the training diverged; lower its rate")
-
-
 def _blocks(length: int, other: int) -> Iterator[slice]:
     """Yield slices that cover ``length``, each about ``_HELD`` numbers with ``other`` each."""
     size = max(1, _HELD // other)
@@ -255,7 +251,7 @@ def _gram_of_snapshots(snapshots: Tensor) -> tuple[Tensor, Tensor]:
         block = snapshots[:, part].double()
         mean[part] = block.mean(0)
         _add_product_(gram, block - mean[part])  # never in place: it may be a view
-    _check_finite(mean)  # which no other value of a trajectory can hide from
+    refuse_not_finite(mean)  # which no other value of a trajectory can hide from
     return mean, gram
 
 
@@ -265,7 +261,7 @@ def _scatter_of_weights(snapshots: Tensor) -> tuple[Tensor, Tensor]:
     mean = snapshots.new_zeros(P, dtype=torch.float64)
     for part in _blocks(T, P):
         mean += snapshots[part].sum(0, dtype=torch.float64) / T
-    _check_finite(mean)
+    refuse_not_finite(mean)
     scatter = snapshots.new_zeros(P, P, dtype=torch.float64)
     for part in _blocks(T, P):
         _add_product_(scatter, (snapshots[part].double() - mean).T)

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from flatcl.core.gradients import Forward, chunked, joined
+from flatcl.core.batches import chunked, joined
+from flatcl.core.gradients import Forward
 from flatcl.core.lowrank import LowRankConstraint, merge_low_rank
 from flatcl.core.measure import TaskEnd
 from flatcl.core.metric import Metric

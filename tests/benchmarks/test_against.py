@@ -92,8 +92,9 @@ def test_where_it_is_not_above_the_parts_of_the_difference_are_told():
 def test_methods_that_are_given_its_rehearsal_are_a_family_of_their_own():
     outcomes = [*runs("ldc", LDC, regime="default"), *runs("gpm", shifted(-0.2))]
     outcomes += [*runs("gpm+r", shifted(0.01)), *runs("ewc+r", shifted(-0.1))]
-    alone, given, above = verdict(Collected(outcomes), "p")
+    alone, apart, given, above = verdict(Collected(outcomes), "p")
     assert "above 1 of 1 methods that keep no data; the" in alone
+    assert "none of these methods rehearses" in apart
     assert "above 1 of 2 methods that keep no data and are given its rehearsal; the" in given
     assert "nearest of them is ewc+r" in given
     assert above.startswith("**gpm+r is above LDC** (+1.0 ± 0.1 points")

@@ -88,7 +88,7 @@ def test_what_is_not_taken_up_changes_nothing(data: st.DataObject) -> None:
 
 @pytest.mark.parametrize("path", [p for p in PATHS if len(p) == 1], ids=str)
 def test_a_missing_entry_is_refused_or_was_not_there_in_earlier_versions(path: Any) -> None:
-    optional = {"history", "inputs", "task"}
+    optional = {"frozen_until", "history", "inputs", "task"}
     if path[0] in optional:
         load(spoilt(STATE, path, GONE))
         return

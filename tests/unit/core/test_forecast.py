@@ -130,7 +130,7 @@ def test_of_a_linear_network_the_forecast_is_the_dense_quadratic_form():
 def test_costs_are_shared_among_the_tasks_before_and_added():
     history = History([Spent(0, 1, 0), Spent(2.0, 1.5, 1), Spent(6.0, 1.0, 2)])
     network = Network(nn.Linear(1, 1), [], {"w": torch.zeros(1)}, lambda batch: batch[0])
-    found = history.forecast(network, {}, None, tasks=3, running=False)
+    found = history.forecast(network, {}, None, tasks=3, running=False, unheld={})
     assert found.rises == pytest.approx((3.0 + 3.0, 3.0, 0.0))
     assert found.quadratic == found.rises
     assert found.mean == pytest.approx(3.0)
@@ -141,7 +141,7 @@ def test_costs_are_shared_among_the_tasks_before_and_added():
 def test_a_growth_that_is_large_or_not_measured_is_flagged(growth):
     history = History([Spent(0, 1, 0), Spent(2.0, growth, 1)])
     network = Network(nn.Linear(1, 1), [], {"w": torch.zeros(1)}, lambda batch: batch[0])
-    found = history.forecast(network, {}, None, tasks=2, running=False)
+    found = history.forecast(network, {}, None, tasks=2, running=False, unheld={})
     assert not found.trusted
     assert ("not checked" if math.isnan(growth) else "3.1 times") in found.reason
     assert found.rises[0] == pytest.approx(2.0 if math.isnan(growth) else 6.2)
@@ -235,7 +235,7 @@ def test_witnesses_that_differ_and_a_constraint_that_disagrees_are_flagged():
         with torch.no_grad():
             model.weight.copy_(torch.eye(2))
         history.witnesses = [Witnesses([x], logits.log_softmax(1)), None]
-        return history.forecast(network, {}, None, tasks=2, running=False)
+        return history.forecast(network, {}, None, tasks=2, running=False, unheld={})
 
     same = torch.zeros(64, 2)
     found = forecast(same + torch.tensor([0.9, 0.0]), same)

@@ -123,16 +123,21 @@ def test_no_group_is_of_a_few_inputs():
     "batch",
     [
         [torch.zeros(4, 3, dtype=torch.long)],
-        [torch.zeros(4, 3), torch.zeros(4, 2)],
         [torch.tensor([[0.0], [float("nan")]])],
     ],
-    ids=["tokens", "second-input", "nan"],
+    ids=["tokens", "nan"],
 )
 def test_inputs_without_a_gaussian_are_left_out(batch):
     def forward(b):
         return b[0].new_zeros(len(b[0]), 2).float()
 
     assert Sample.of(nn.Linear(3, 2), forward, [batch]) is None
+
+
+def test_inputs_that_come_with_vectors_are_left_out_with_a_warning():
+    batch = [torch.zeros(40, 3), torch.zeros(40, 2), torch.zeros(40)]
+    with pytest.warns(UserWarning, match=r"more than one number an input \(shapes \(2,\)\)"):
+        assert Sample.of(nn.Linear(3, 2), lambda b: b[0][:, :2], [batch]) is None
 
 
 def test_inputs_of_another_shape_are_left_out_with_a_warning():

@@ -235,7 +235,7 @@ def equal(a, b):
 def test_a_state_of_version_1_is_still_read():
     run = Run().run(STEPS)
     state = run.landscape.state_dict()
-    assert state["version"] == 5
+    assert state["version"] == 6
     old = {**{k: v for k, v in state.items() if k != "task"}, "version": 1}
     fresh = Run().load_state_dict({**run.state_dict(), "landscape": through_a_file(old)})
     assert_same(fresh.run(2 * STEPS), run.run(2 * STEPS))
@@ -275,7 +275,7 @@ def _spoilt(state, *path, value):
         (("tasks_ended",), None, "lacks 'tasks_ended'"),
         (("options",), None, "lacks 'options'"),
         (("constraints",), None, "lacks 'constraints'"),
-        (("version",), 6, "version 6"),
+        (("version",), 7, "version 7"),
     ],
 )
 def test_a_spoilt_state_is_refused_and_nothing_changed(path, value, message):

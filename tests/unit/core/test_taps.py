@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from zoo import ZOO
 
+from flatcl.core.batches import chunked
 from flatcl.core.gradients import (
     Forward,
-    chunked,
     evaluation_mode,
     outputs_of,
     probe_gradients,

@@ -178,6 +178,11 @@ def test_what_cannot_be_used_is_named(trained) -> None:
     frozen[3].weight.requires_grad_(False)
     with pytest.raises(OptionError, match="is frozen"):
         generalization_gap(frozen, "3", train, test)
+    arrays = tuple(part.numpy() for part in train)
+    with pytest.raises(DataError, match=r"inputs: a ndarray is no tensor: give torch\.as_t"):
+        generalization_gap(model, "0", arrays, test)
+    with pytest.raises(DataError, match="one test sample has no mean over pairs"):
+        generalization_gap(model, "0", train, (test[0][:1], test[1][:1]))
     with pytest.raises(DataError, match="30 inputs and 29 targets"):
         generalization_gap(model, "3", train, (test[0], test[1][1:]))
     twice = nn.Sequential(model[0], nn.ReLU(), *(2 * [nn.Linear(10, 10).double()]))
