@@ -38,6 +38,7 @@ HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "resnet"
 TASKS, TUNED_TASKS = 5, 3
 SEEDS = 3
+GROWTHS = {"value": 3}  # a run takes minutes; what is on an edge is marked
 METHODS = ("naive", "ewc", "ewc-online", "si", "mas", "lwf", "ldc", "joint")
 OPTIONS = CompareOptions(
     data="cifar100",
@@ -113,7 +114,9 @@ def searched(name: str, made: Runs) -> Found:
             return None
         return Reached.of(record["status"], record["accuracy"], record["seconds"])
 
-    return search(OPTIONS.lr, method.grid, known, most=method.most, fixed_rate=True)
+    return search(
+        OPTIONS.lr, method.grid, known, most=method.most, fixed_rate=True, growths=GROWTHS
+    )
 
 
 def _make(runs: Iterable[tuple[CompareOptions, Cell]], jobs: int) -> None:

@@ -27,7 +27,7 @@ Settings that are chosen on the first tasks of a long stream, or on another one,
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
 
@@ -135,6 +135,7 @@ def search(
     most: float = math.inf,
     beside: float | None = None,
     fixed_rate: bool = False,
+    growths: Mapping[str, int] = MAX_EXTENSIONS,
 ) -> Found:
     """Return the best setting, or the runs that are needed to find it.
 
@@ -145,6 +146,7 @@ def search(
         most: the largest value that the method's number can have; the grid ends there.
         beside: a learning rate to try beside the grid; nothing grows around it but the values.
         fixed_rate: ``lr`` is the only rate.
+        growths: how often an axis, "lr" or "value", may grow.
 
     Returns:
         The best mean among the finalists; of equals the cell that is nearest to the middle of the
@@ -161,7 +163,7 @@ def search(
         return {
             axis: first
             for axis, first in _edges(best, rates, values)
-            if grown[axis] < MAX_EXTENSIONS[axis] and (axis == "lr" or best.value != most)
+            if grown[axis] < growths[axis] and (axis == "lr" or best.value != most)
         }
 
     while True:
