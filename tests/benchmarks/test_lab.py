@@ -258,7 +258,8 @@ def test_settings_of_a_stream_s_first_tasks_have_to_last_through_all_of_them(pro
     record = lab.record(whole)
     assert record is not None
     assert len(record.accuracy) == 2
-    save(whole.folder, whole.options, replace(record, status="diverged"))
+    diverged = replace(record, status="diverged", error="the loss is nan")
+    save(whole.folder, whole.options, diverged)
     lab = Lab()
     (job,) = lab.missing(long, naive, ("tuned",), 9)
     assert (job.cell.seed, job.cell.split) == (TUNING_SEED, "val")
