@@ -88,18 +88,33 @@ class Collected:
         """
         return {r.seed: r for r in self.runs(protocol, regime, method) if r.status == "done"}
 
-    def fastest(self, protocol: str, method: str) -> float | None:
-        """Return what the fastest of a method's runs took, of either regime.
+    def cost(self, protocol: str, method: str, base: str) -> float | None:
+        """Return what a method costs relative to another: the fastest run over the fastest.
+
+        Runs of either regime count, as other load on a machine only slows, and only those on one
+        kind of machine, as one kind may be several times as fast as another: the kind, of those
+        that both ran on, on which ``base`` was fastest.
 
         Args:
             protocol: its name.
             method: its name.
+            base: the other's.
 
         Returns:
-            Seconds; None if none came to its end.
+            The ratio; None where no run of both came to its end on the same kind.
         """
-        done = [run for regime in REGIMES for run in self.done(protocol, regime, method).values()]
-        return min((run.taken for run in done), default=None)
+        mine, theirs = self._fastest(protocol, method), self._fastest(protocol, base)
+        if not (shared := mine.keys() & theirs):
+            return None
+        kind = min(shared, key=lambda kind: theirs[kind])
+        return mine[kind] / theirs[kind]
+
+    def _fastest(self, protocol: str, method: str) -> dict[str | None, float]:
+        found: dict[str | None, float] = {}
+        for regime in REGIMES:
+            for run in self.done(protocol, regime, method).values():
+                found[run.machine] = min(run.taken, found.get(run.machine, run.taken))
+        return found
 
     def acc(self, protocol: str, regime: Regime, method: str) -> dict[int, float]:
         """Return the ACC of every run that came to its end.

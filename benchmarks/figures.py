@@ -18,7 +18,7 @@ from benchmarks.families import in_order
 from benchmarks.figure_matrices import mean_rows
 from benchmarks.figure_style import GRID, INK, Styles, frame, size_of_mark, spread
 from benchmarks.outcomes import Regime
-from benchmarks.statistics import Line, times_naive
+from benchmarks.statistics import Line
 from benchmarks.views import bytes_text
 
 _NAME = 0.165  # inches that a method's name needs
@@ -88,14 +88,13 @@ def accuracy_against_overhead(
     Returns:
         A point a method with its 95 % interval; None without Naive.
     """
-    costs = times_naive(lines)
-    if not costs:
-        return None
     points = {
-        line.method: (costs[line.method], line.acc.mean, line.acc.half or 0.0)
+        line.method: (line.times_naive, line.acc.mean, line.acc.half or 0.0)
         for line in lines
-        if line.method in costs and line.acc is not None
+        if line.times_naive is not None and line.acc is not None
     }
+    if not points:
+        return None
     figure, axes = _scatter(points, styles)
     axes.set_xscale("log")
     _plain_ticks(axes, [x for x, _, _ in points.values()])

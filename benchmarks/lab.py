@@ -369,4 +369,5 @@ def _outcome(
         record.accuracy,
         {"training": sum(record.seconds) - ends, "task_end": ends},
         held,
+        record.machine,
     )

@@ -14,14 +14,13 @@ def twin_costs(collected: Collected) -> dict[str, float]:
         collected: all runs.
 
     Returns:
-        By protocol, fastest run over fastest run; 1 but for machines and the load that they met.
-        Without those that have not both.
+        By protocol, fastest run over fastest run; 1 but for the load that they met and for
+        machines of one kind that are not alike. Without those that have not both.
     """
     found = {}
     for protocol in collected.protocols:
-        twin, naive = (collected.fastest(protocol, method) for method in (_TWIN, "naive"))
-        if twin is not None and naive:
-            found[protocol] = twin / naive
+        if (cost := collected.cost(protocol, _TWIN, "naive")) is not None:
+            found[protocol] = cost
     return found
 
 

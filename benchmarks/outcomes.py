@@ -26,6 +26,7 @@ class Outcome:
         seconds: by phase: "training" with all that a method does in its steps, "task_end" what it
             does once a task.
         bytes_held: kept between tasks, after the first task and after the last.
+        machine: the kind that the run was made on; None where its record does not name it.
     """
 
     protocol: str
@@ -37,6 +38,7 @@ class Outcome:
     accuracy: list[list[float] | None]
     seconds: dict[str, float]
     bytes_held: tuple[int, int] | None
+    machine: str | None = None
 
     @property
     def taken(self) -> float:

@@ -71,8 +71,9 @@ READING = (
     "Runs that diverged are counted and not averaged, which favours the method that they are of.",
     "Seconds are of one run, ends of tasks included, tuning not, on the machine and beside the "
     "load that it met; runs of one table may be days apart. × Naive compares the fastest run of "
-    "each, of either regime, since load only slows. It is a rough guide still, as machines differ; "
-    "what naive-tuned reads, whose steps are Naive's, is said below each table. "
+    "each, of either regime, since load only slows, on one kind of machine, since kinds differ by "
+    "several times; where both have no run on the same kind there is none. It is a rough guide "
+    "still; what naive-tuned reads, whose steps are Naive's, is said below each table. "
     "OVERHEAD.md has the cost, measured in turns. Bytes are all that a method keeps between tasks "
     "beside the network itself; samples count as float32.",
     "A published figure is an anchor and enters no test. It is held against ours, two-sided: a "

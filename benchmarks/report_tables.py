@@ -9,7 +9,7 @@ from benchmarks.collected import Collected
 from benchmarks.families import family, in_order, information
 from benchmarks.noise import noise_sentence
 from benchmarks.outcomes import Regime, Search
-from benchmarks.statistics import WILCOXON_PAIRS, Line, Paired, table, times_naive
+from benchmarks.statistics import WILCOXON_PAIRS, Line, Paired, table
 from benchmarks.targets import Judged
 from benchmarks.views import (
     Cell,
@@ -32,7 +32,7 @@ RESULT_COLUMNS = (
     Column("forgetting", "from the best accuracy that a task ever had (Chaudhry's form)"),
     Column("intransigence", "joint training's final accuracy less that just after the task"),
     Column("seconds", "a run: training and the ends of tasks"),
-    Column("× Naive", "seconds of the fastest run, of either regime, relative to Naive's fastest"),
+    Column("× Naive", "seconds of the fastest run relative to Naive's, on one kind of machine"),
     Column("held, first", "bytes kept after the first task"),
     Column("held, last", "bytes kept after the last task"),
     Column("seeds", "runs that came to their end", falling=True),
@@ -83,7 +83,6 @@ def result_view(
         A row a method.
     """
     lines = table(collected, protocol, regime)
-    costs = times_naive(lines)
     held = [one for one in judged if one.regime == regime]
     notes: list[str] = []
     rows = []
@@ -95,18 +94,19 @@ def result_view(
         rows.append(
             Row(
                 line.method,
-                _cells(line, costs.get(line.method)),
+                _cells(line),
                 sorted(notes.index(note) + 1 for note in own),
             )
         )
     remarks = [*_remarks(lines, about.methods if about else ())]
-    if costs and (rough := noise_sentence(collected, protocol)):
+    if any(line.times_naive for line in lines) and (rough := noise_sentence(collected, protocol)):
         remarks.append(rough)
     return View(RESULT_COLUMNS, rows, notes, remarks=remarks)
 
 
-def _cells(line: Line, relative: float | None) -> list[Cell]:
+def _cells(line: Line) -> list[Cell]:
     versus, held = line.versus, line.bytes_held or (None, None)
+    cost = line.times_naive
     return [
         Cell(line.method, line.method),
         estimate_cell(line.acc),
@@ -117,7 +117,7 @@ def _cells(line: Line, relative: float | None) -> list[Cell]:
         estimate_cell(line.forgetting),
         estimate_cell(line.intransigence, signed=True),
         estimate_cell(line.seconds, digits=0 if line.seconds and line.seconds.mean >= 100 else 1),
-        Cell("–" if relative is None else f"{relative:.2f}", relative),
+        Cell("–" if cost is None else f"{cost:.2f}", cost),
         *(Cell("–" if size is None else bytes_text(size), size) for size in held),
         Cell(str(line.n_seeds), line.n_seeds),
         Cell(settings_text(line.settings), settings_text(line.settings)),

@@ -188,7 +188,8 @@ class Line:
         learning: accuracy on each task just after it.
         intransigence: see the function.
         seconds: training and ends of tasks, a run.
-        fastest: seconds of the fastest run, of either regime: other load on a machine only slows.
+        times_naive: seconds of the fastest run relative to Naive's, of either regime, on one kind
+            of machine (``Collected.cost``); None where there is none for both.
         bytes_held: the most of any run, after the first task and after the last.
         n_seeds: runs that came to their end: the ones that are averaged.
         n_diverged: runs that did not: counted, never averaged.
@@ -204,7 +205,7 @@ class Line:
     learning: Estimate | None
     intransigence: Estimate | None
     seconds: Estimate | None
-    fastest: float | None
+    times_naive: float | None
     bytes_held: tuple[int, int] | None
     n_seeds: int
     n_diverged: int
@@ -229,6 +230,7 @@ def line(collected: Collected, protocol: str, regime: Regime, method: str) -> Li
     reached = {seed: scores(run.accuracy) for seed, run in done.items()}
     where = collected.nearest(protocol, regime, "joint")
     joint = collected.done(protocol, where, "joint") if where else {}
+    naive = naive_of(collected.methods(protocol, regime))
     held = [run.bytes_held for run in done.values() if run.bytes_held is not None]
 
     def points(kind: str) -> Estimate | None:
@@ -244,25 +246,11 @@ def line(collected: Collected, protocol: str, regime: Regime, method: str) -> Li
         points("learning"),
         estimate([intransigence(run, joint.get(seed)) for seed, run in done.items()]),
         estimate([run.taken for run in done.values()]),
-        collected.fastest(protocol, method),
+        collected.cost(protocol, method, naive) if naive else None,
         (max(first for first, _ in held), max(last for _, last in held)) if held else None,
         len(done),
         len(runs) - len(done),
     )
-
-
-def times_naive(lines: Sequence[Line]) -> dict[str, float]:
-    """Return what methods cost: seconds of the fastest run relative to Naive's.
-
-    Args:
-        lines: of one table.
-
-    Returns:
-        By method, without those of which no run came to its end; empty without Naive.
-    """
-    fastest = {line.method: line.fastest for line in lines if line.fastest is not None}
-    naive = fastest.get(naive_of(line.method for line in lines) or "")
-    return {method: seconds / naive for method, seconds in fastest.items()} if naive else {}
 
 
 def table(collected: Collected, protocol: str, regime: Regime) -> list[Line]:

@@ -34,8 +34,8 @@ def last_accuracies(strategy_class: type, **own: float) -> list[float]:
     return accuracy_row(model, benchmark.test_stream, device="cpu")
 
 
-# %% Mean accuracy over all tasks after the last. EWC's λ is one that was not tuned here; the README's
-# table has it with its best, chosen by `flatcl compare`.
+# %% Mean accuracy over all tasks after the last. EWC's λ is one that was not tuned here; the
+# README's table has it with its best, chosen by `flatcl compare`.
 ewc, ldc = last_accuracies(EWC, ewc_lambda=10.0), last_accuracies(LDC)
 for name, row in (("EWC", ewc), ("LDC", ldc)):
     print(f"{name}: {' '.join(f'{a:.1%}' for a in row)}, mean {sum(row) / len(row):.1%}")

@@ -139,18 +139,3 @@ class Peers:
         """
         sides = (constraint.basis.U_out, constraint.basis.U_in) if constraint.basis else ()
         self.adopt_((*sides, constraint.stiffness, constraint.anchor))
-
-
-def unwrapped(model: nn.Module) -> nn.Module:
-    """Return the model that ``DistributedDataParallel`` wraps, or the model itself.
-
-    Args:
-        model: any module.
-
-    Returns:
-        The module whose parameters have the names that they have in a single process.
-    """
-    if isinstance(model, DistributedDataParallel):
-        inner: nn.Module = model.module
-        return inner
-    return model

@@ -9,7 +9,6 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from flatcl.core.compiled import uncompiled
 from flatcl.core.forecast import Forecast
 from flatcl.core.holdings import Holdings
 from flatcl.core.measure import Measurement, ProbeMeasurement, TaskEnd
@@ -17,6 +16,7 @@ from flatcl.core.precision import full_precision, under_present_autocast
 from flatcl.core.record import Kept
 from flatcl.core.statistics import MixedStatistics
 from flatcl.core.unheld import warn_of
+from flatcl.core.wrappers import uncompiled
 from flatcl.errors import NonFiniteError, StateError
 
 # What a task's way is taken for where none was travelled, as a share of ‖W‖. Perceptrons on MNIST

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from flatcl.core.checkpoint import bytes_of
 from flatcl.core.constraint import Constraint
 from flatcl.core.describe import Description, Holding, describe
-from flatcl.core.distributed import Peers, unwrapped
+from flatcl.core.distributed import Peers
 from flatcl.core.forecast import History
 from flatcl.core.gaussians import InputGaussians
 from flatcl.core.gradients import Forward
@@ -27,6 +27,7 @@ from flatcl.core.state import state_of, take_up
 from flatcl.core.statistics import MixedStatistics, running_statistics
 from flatcl.core.task import RunningTask
 from flatcl.core.unheld import frozen, holdings_of, unreached
+from flatcl.core.wrappers import unwrapped
 from flatcl.errors import StateError
 
 
@@ -49,6 +50,7 @@ class Holdings:
         self.forward: Forward = forward or self._of_inputs
         self.network = network
         self.metric = StepMetric(optimizer)
+        self._task: RunningTask | None = None
         self.attach(model, optimizer)
         self.constraints: dict[str, Constraint] = {}
         self.tasks_ended = 0
@@ -58,7 +60,6 @@ class Holdings:
         self.inputs = InputGaussians()
         self.frozen_until: dict[str, int] = {}
         self._dtype: torch.dtype | None = None
-        self._task: RunningTask | None = None
         self._layout()
 
     @property
@@ -88,8 +89,20 @@ class Holdings:
             optimizer: the one that trains it.
             group: of the processes that train the model, where something else wraps it, as a
                 trainer does; None where ``model`` tells.
+
+        Raises:
+            StateError: a task is running, and the model or the optimiser is not the one that it
+                began with, which it goes on pulling.
         """
-        self.model, self.peers = unwrapped(model), Peers(model, group)
+        if self.task is not None:
+            other = unwrapped(model) is not self.model
+            if other or optimizer is not self.metric.optimizer:
+                raise StateError(
+                    f"a task is running that began with another {'model' if other else 'optimiser'}"
+                    ": attach after end_task or abandon_task, before begin_task"
+                )
+        self.model: nn.Module = unwrapped(model)
+        self.peers = Peers(model, group)
         if self.metric.optimizer is not optimizer:
             self.metric = StepMetric(optimizer)
 

@@ -17,6 +17,8 @@ from torch.func import functional_call
 from torch.nn import functional
 
 from flatcl.core.gradients import evaluation_mode
+from flatcl.core.layers import named_layers
+from flatcl.core.wrappers import uncompiled, unwrapped
 from flatcl.duality.checks import check_pairs
 from flatcl.errors import DataError, NonFiniteError, OptionError
 from flatcl.fluctuations.loss import Loss, ask_one_a_sample, cross_entropy
@@ -32,7 +34,7 @@ class DualLayer:
 
     Args:
         model: any network in which samples do not mix; called with the inputs alone.
-        name: of the layer, as in ``named_modules``.
+        name: of the layer, as in ``named_modules``; a wrapper's words may be left out.
         loss: from outputs and targets to one loss a sample.
         dtype: floating; small differences of small losses need float64.
         batch: samples evaluated together.
@@ -53,12 +55,12 @@ class DualLayer:
     ) -> None:
         if not isinstance(batch, int) or batch < 1:
             raise OptionError(f"batch is {batch!r}: give a whole number, 1 or more")
-        self.model, self.name, self.loss = model, name, loss
+        self.model, self.name, self.loss = unwrapped(model), name, loss
         self.dtype, self.batch = dtype, batch
         self._layer = layer = _supported(model, name)
         bias = layer.bias
         self.has_bias = bias is not None and bias.requires_grad
-        held = [*model.named_parameters(), *model.named_buffers()]
+        held = [*self.model.named_parameters(), *self.model.named_buffers()]
         self._fixed = {name: self._cast(t.detach().clone()) for name, t in held}
         weight = self._cast(layer.weight.detach()).flatten(1)
         if bias is not None and self.has_bias:
@@ -204,7 +206,7 @@ class DualLayer:
         return losses
 
     def _outputs(self, x: Tensor) -> Tensor:
-        with evaluation_mode(self.model):
+        with uncompiled(), evaluation_mode(self.model):  # double backward
             outputs: Tensor = functional_call(self.model, self._fixed, (self._cast(x),))
         return outputs
 
@@ -255,9 +257,9 @@ def _bend(slope: Tensor, shift: Tensor) -> Tensor:
 
 
 def _supported(model: nn.Module, name: str) -> nn.Linear | nn.Conv2d:
-    layers = dict(model.named_modules())
+    layers = dict(named_layers(model))
     known = [n for n, m in layers.items() if isinstance(m, (nn.Linear, nn.Conv2d))]
-    layer = layers.get(name)
+    layer = layers.get(name, dict(model.named_modules()).get(name))
     if not isinstance(layer, (nn.Linear, nn.Conv2d)):
         kind = "no layer" if layer is None else f"a {type(layer).__name__}"
         raise OptionError(

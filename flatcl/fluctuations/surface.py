@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator
+from copy import copy
 from functools import reduce
 
 import torch
@@ -11,9 +12,10 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, jvp, vmap
 
 from flatcl.core.gradients import evaluation_mode
+from flatcl.core.wrappers import uncompiled, unwrapped
 from flatcl.errors import DataError, OptionError
 from flatcl.fluctuations.loss import Loss, ask_one_a_sample, cross_entropy
-from flatcl.fluctuations.watch import Selection, selected
+from flatcl.fluctuations.watch import Selection, paths, selected
 
 __all__ = ["Loss", "LossSurface", "cross_entropy"]
 
@@ -64,15 +66,17 @@ class LossSurface:
             )
         if batch < 1 or rows < 1:
             raise OptionError(f"batch {batch}, rows {rows}: both must be 1 or more")
-        self.model, self.loss, self.dtype, self.batch = model, loss, dtype, batch
+        self.model = model = unwrapped(model)
+        self.loss, self.dtype, self.batch = loss, dtype, batch
         self.inputs, self.targets = self._cast(inputs), self._cast(targets)
         block = selected(model, parameters)
         self.shapes = {name: p.shape for name, p in block.items()}
+        self._paths = paths(model, block)
         self.size = sum(p.numel() for p in block.values())
         self.rows = max(1, min(rows, _ENTRIES // self.size))
         held = [*model.named_parameters(), *model.named_buffers()]
         self._fixed = {name: self._cast(t.detach().clone()) for name, t in held}
-        self.reference = self.flatten({n: self._fixed[n] for n in block})
+        self.reference = self.flatten(self._fixed)
 
     def __len__(self) -> int:
         """Return the number of samples."""
@@ -82,12 +86,13 @@ class LossSurface:
         """Return the block's tensors as one vector.
 
         Args:
-            tensors: by name; more than the block's may be there.
+            tensors: by name, with a wrapper's words or without; there may be more of them.
 
         Returns:
             [P], w.
         """
-        parts = [tensors[name].detach().reshape(-1) for name in self.shapes]
+        found = [tensors[name if name in tensors else at] for name, at in self._paths.items()]
+        parts = [tensor.detach().reshape(-1) for tensor in found]
         return torch.cat(parts).to(self.dtype)
 
     def subset(self, size: int, generator: torch.Generator) -> LossSurface:
@@ -100,8 +105,7 @@ class LossSurface:
         Returns:
             A surface with the same weights.
         """
-        part = object.__new__(LossSurface)
-        part.__dict__.update(self.__dict__)
+        part = copy(self)
         if size < len(self):
             chosen = torch.randperm(len(self), generator=generator)[:size].to(self.inputs.device)
             part.inputs, part.targets = self.inputs[chosen], self.targets[chosen]
@@ -116,9 +120,8 @@ class LossSurface:
         Returns:
             A surface of the same data.
         """
-        other = object.__new__(LossSurface)
-        mean = self._cast(snapshots.mean(0, dtype=torch.float64))
-        other.__dict__.update(self.__dict__, reference=mean)
+        other = copy(self)
+        other.reference = self._cast(snapshots.mean(0, dtype=torch.float64))
         return other
 
     def to(self, dtype: torch.dtype) -> LossSurface:
@@ -130,8 +133,8 @@ class LossSurface:
         Returns:
             A surface of the same data.
         """
-        other = object.__new__(LossSurface)
-        other.__dict__.update(self.__dict__, dtype=dtype)
+        other = copy(self)
+        other.dtype = dtype
         other.inputs, other.targets = other._cast(self.inputs), other._cast(self.targets)
         other._fixed = {name: other._cast(t) for name, t in self._fixed.items()}
         other.reference = self.reference.to(dtype)
@@ -158,7 +161,7 @@ class LossSurface:
             [N], nats.
         """
         point = self._points(point)[0]
-        with torch.no_grad(), evaluation_mode(self.model):
+        with torch.no_grad(), uncompiled(), evaluation_mode(self.model):
             return torch.cat([self._samples(point, x, y) for x, y in self._batches()])
 
     def loss_with_error(self, point: Tensor) -> tuple[float, float]:
@@ -184,7 +187,7 @@ class LossSurface:
             [P], nats/w.
         """
         point = self._points(point)[0]
-        with evaluation_mode(self.model):
+        with uncompiled(), evaluation_mode(self.model):
             parts = [grad(self._total)(point, x, y) for x, y in self._batches()]
         return torch.stack(parts).sum(0) / len(self)
 
@@ -201,7 +204,7 @@ class LossSurface:
         point = self._points(point)[0]
         slope = grad(self._total)
         x, y = self.inputs[chosen], self.targets[chosen]
-        with evaluation_mode(self.model):
+        with uncompiled(), evaluation_mode(self.model):
             if self.rows == 1:
                 found = torch.stack([slope(point, a, b) for a, b in zip(x, y, strict=True)])
             else:
@@ -241,13 +244,13 @@ class LossSurface:
         def slopes(v: Tensor, x: Tensor, y: Tensor) -> Tensor:
             return _derivative(lambda w: self._samples(w, x, y), point, v)
 
-        with torch.no_grad(), evaluation_mode(self.model):
+        with torch.no_grad(), uncompiled(), evaluation_mode(self.model):
             parts = [self._rowwise(slopes, self._points(vectors), x, y) for x, y in self._batches()]
         return torch.cat(parts, dim=1)
 
     def _sums(self, rows: Tensor, f: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Tensor:
         rows = self._points(rows)
-        with torch.no_grad(), evaluation_mode(self.model):
+        with torch.no_grad(), uncompiled(), evaluation_mode(self.model):
             parts = (self._rowwise(f, rows, x, y).double() for x, y in self._batches())
             return reduce(Tensor.add_, parts)
 
@@ -269,7 +272,7 @@ class LossSurface:
     def _samples(self, vector: Tensor, x: Tensor, y: Tensor) -> Tensor:
         parts = torch.split(vector, [shape.numel() for shape in self.shapes.values()])
         block = {
-            name: part.reshape(shape)
+            self._paths[name]: part.reshape(shape)
             for (name, shape), part in zip(self.shapes.items(), parts, strict=True)
         }
         losses = self.loss(functional_call(self.model, {**self._fixed, **block}, (x,)), y)

@@ -18,7 +18,7 @@ from typing import Literal, TypeAlias, get_args
 import torch
 from torch import Tensor, nn
 
-from flatcl.core.layers import trained_parameters
+from flatcl.core.layers import named_parameters, trained_parameters
 from flatcl.errors import NonFiniteError, OptionError, StateError
 from flatcl.fluctuations.pca import PrincipalDirections, StreamingDirections
 
@@ -69,7 +69,7 @@ class Watch(ABC):
             raise OptionError(f"the parameters are {self.dtype}; only real ones can be recorded")
         self.steps = 0
         self.snapshots = 0
-        self._model = model
+        self._model, self._paths = model, paths(model, chosen)
         self._sizes = [math.prod(shape) for shape in self.shapes]
         device = next(iter(chosen.values())).device
 
@@ -127,10 +127,10 @@ class Watch(ABC):
 
     @torch.no_grad()
     def _fill_(self, row: Tensor, *, gradients: bool = False) -> None:
-        parts = zip(self.names, self.shapes, torch.split(row, self._sizes), strict=True)
-        for name, shape, part in parts:
+        parts = zip(self._paths.items(), self.shapes, torch.split(row, self._sizes), strict=True)
+        for (name, path), shape, part in parts:
             try:  # by name, since a model may have put another parameter in its place
-                parameter = self._model.get_parameter(name)
+                parameter = self._model.get_parameter(path)
             except AttributeError:
                 parameter = None
             if parameter is None or tuple(parameter.shape) != shape:
@@ -193,17 +193,21 @@ def selected(model: nn.Module, parameters: Selection) -> dict[str, Tensor]:
 
     Args:
         model: any module.
-        parameters: patterns over parameter names, modules of the model, or a sequence of them.
+        parameters: patterns over parameter names (with the words of a wrapper, as that of
+            ``torch.compile``, or without), modules of the model, or a sequence of them.
 
     Returns:
-        Name → parameter.
+        Name, without a wrapper's words → parameter.
 
     Raises:
         OptionError: one of them matches nothing, or is of another type, or there is none.
     """
     wanted = [parameters] if isinstance(parameters, (str, nn.Module)) else list(parameters)
     trained = {name: p for name, p in trained_parameters(model).items() if p.numel()}
-    every_name = list(model.named_parameters(remove_duplicate=False))  # a tied weight has several
+    every_name = [  # a tied weight has several
+        *named_parameters(model, remove_duplicate=False),
+        *model.named_parameters(remove_duplicate=False),
+    ]
     chosen: set[int] = set()
     for part in wanted:
         if isinstance(part, str):
@@ -228,3 +232,17 @@ def selected(model: nn.Module, parameters: Selection) -> dict[str, Tensor]:
             f"parameters is empty; choose among {', '.join(trained)}, or leave it out for all"
         )
     return {name: p for name, p in trained.items() if id(p) in chosen}
+
+
+def paths(model: nn.Module, chosen: Mapping[str, Tensor]) -> dict[str, str]:
+    """Return where the model itself has what ``selected`` returned.
+
+    Args:
+        model: the same one.
+        chosen: name → parameter.
+
+    Returns:
+        Name → name in ``model.named_parameters()``, in which a wrapper's words stand.
+    """
+    found = {id(p): path for path, p in model.named_parameters()}
+    return {name: found[id(p)] for name, p in chosen.items()}

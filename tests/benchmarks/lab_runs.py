@@ -41,6 +41,7 @@ def run(
     seconds: float = 10.0,
     settings: dict[str, float] | None = None,
     held: tuple[int, int] | None = (1000, 3000),
+    machine: str | None = None,
 ) -> Outcome:
     """A run that learns every task to ``learned`` and ends at ``acc`` on average."""
     old = learned - (learned - acc) * tasks / (tasks - 1)  # so that the last row's mean is acc
@@ -63,6 +64,7 @@ def run(
         rows,
         {"training": 0.8 * seconds, "task_end": 0.2 * seconds},
         None if status == "diverged" else held,
+        machine,
     )
 
 

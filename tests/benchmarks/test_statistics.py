@@ -304,10 +304,22 @@ def test_cost_is_that_of_the_fastest_run_of_either_regime():
     outcomes = [run("ewc", seed, 0.8, seconds=20 + seed) for seed in range(2)]
     outcomes += [run("ewc", 0, 0.7, seconds=12, regime="default")]
     outcomes += [run("ewc", 2, 0.7, seconds=1, regime="default", status="diverged")]
+    outcomes += [run("naive", 0, 0.5, seconds=6), run("naive", 1, 0.5, seconds=4)]
     ewc = by_method(outcomes)["ewc"]
-    assert ewc.fastest == pytest.approx(12)
+    assert ewc.times_naive == pytest.approx(12 / 4)
     assert ewc.seconds is not None
     assert ewc.seconds.mean == pytest.approx(20.5)
+
+
+def test_cost_compares_runs_on_one_kind_of_machine():
+    outcomes = [run("naive", 0, 0.5, seconds=4), run("naive", 1, 0.5, seconds=9, machine="slow")]
+    outcomes += [run("ewc", 0, 0.8, seconds=20), run("ewc", 1, 0.8, seconds=10, machine="slow")]
+    outcomes += [run("si", 0, 0.8, seconds=27, machine="slow")]
+    outcomes += [run("mas", 0, 0.8, seconds=6, machine="other")]
+    lines = by_method(outcomes)
+    assert lines["ewc"].times_naive == pytest.approx(20 / 4)  # where Naive was fastest
+    assert lines["si"].times_naive == pytest.approx(27 / 9)
+    assert lines["mas"].times_naive is None
 
 
 def test_summary_has_percent_with_intervals_and_what_was_chosen():

@@ -130,6 +130,18 @@ def test_the_optimiser_is_followed_while_there_is_something_to_pull(make):
     assert hooks(own) == 1
 
 
+@pytest.mark.parametrize("what", ["model", "optimiser"])
+def test_attach_in_mid_task_is_refused_unless_it_changes_nothing(what):
+    model, own, landscape = begun()
+    other = copy.deepcopy(model) if what == "model" else model
+    with pytest.raises(StateError, match=f"a task is running that began with another {what}"):
+        landscape.attach(other, own if what == "model" else sgd(model.parameters()))
+    landscape.attach(model, own)
+    landscape.abandon_task()
+    landscape.attach(other, own)
+    assert landscape.model is other
+
+
 def test_lbfgs_makes_one_step_of_several_evaluations():
     model, own, landscape = begun(begin=False)
     own = torch.optim.LBFGS(model.parameters(), lr=0.01, max_iter=2)

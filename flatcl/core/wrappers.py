@@ -1,4 +1,4 @@
-"""Networks that ``torch.compile`` has made, run as they are written."""
+"""Networks within a wrapper: run as they are written, and in a single process."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import sys
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 
 def uncompiled() -> AbstractContextManager[object]:
@@ -21,3 +23,18 @@ def uncompiled() -> AbstractContextManager[object]:
         return nullcontext()
     eager: AbstractContextManager[object] = torch.compiler.set_stance("force_eager")
     return eager
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """Return the model that ``DistributedDataParallel`` wraps, or the model itself.
+
+    Args:
+        model: any module.
+
+    Returns:
+        The module whose parameters have the names that they have in a single process.
+    """
+    if isinstance(model, DistributedDataParallel):
+        inner: nn.Module = model.module
+        return inner
+    return model
