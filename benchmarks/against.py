@@ -14,6 +14,7 @@ RIVALS: tuple[Family, ...] = (*CONTROL, *EWC, *WITHOUT_DATA)
 KEEPING: tuple[Family, ...] = ("rehearsal",)
 BOUND: tuple[Family, ...] = ("bound",)
 _GIVEN: tuple[Family, ...] = ("given",)
+_ALONE = "naive+r"
 
 
 def against_rivals(
@@ -58,6 +59,8 @@ def verdict(collected: Collected, protocol: str) -> list[str]:
             "of these methods rehearses. FRONT.md has each part alone, on five streams."
         )
     said += _said(collected, given, "methods that keep no data and are given its rehearsal")
+    if any(entry.method == _ALONE for entry, _ in given):
+        said.append(f"{_ALONE} is LDC without its constraint.")
     kept = against_rivals(collected, protocol, KEEPING)
     return [*said, *_said(collected, kept, "methods that keep samples")]
 
@@ -69,11 +72,14 @@ def _said(collected: Collected, found: list[tuple[Entry, Paired]], methods: str)
     said = []
     if below := by_verdict.get("below"):
         nearest, test = below[0]
-        said.append(
-            f"LDC at its defaults is significantly above {len(below)} of {len(found)} {methods}; "
-            f"the nearest of them is {nearest.method} ({_points(test.difference)})."
-            f"{_regimes(collected, [entry for entry, _ in found])}"
-        )
+        if len(found) == 1:
+            text = f"Of {methods}, {nearest.method} alone was run: LDC at its defaults is "
+            text += f"significantly above it ({_points(test.difference)})."
+        else:
+            text = f"LDC at its defaults is significantly above {len(below)} of {len(found)} "
+            text += f"{methods}; the nearest of them is {nearest.method} "
+            text += f"({_points(test.difference)})."
+        said.append(text + _regimes(collected, [entry for entry, _ in found]))
     for entry, test in by_verdict.get("above", []):
         said.append(f"**{entry.method} is above LDC** {_why(collected, entry, test)}")
     for entry, test in by_verdict.get("tie", []):

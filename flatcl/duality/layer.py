@@ -206,7 +206,8 @@ class DualLayer:
         return losses
 
     def _outputs(self, x: Tensor) -> Tensor:
-        with uncompiled(), evaluation_mode(self.model):  # double backward
+        # The curvature differentiates twice, which a compiled graph does not allow.
+        with uncompiled(), evaluation_mode(self.model):
             outputs: Tensor = functional_call(self.model, self._fixed, (self._cast(x),))
         return outputs
 

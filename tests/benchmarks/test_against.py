@@ -93,11 +93,19 @@ def test_methods_that_are_given_its_rehearsal_are_a_family_of_their_own():
     outcomes = [*runs("ldc", LDC, regime="default"), *runs("gpm", shifted(-0.2))]
     outcomes += [*runs("gpm+r", shifted(0.01)), *runs("ewc+r", shifted(-0.1))]
     alone, apart, given, above = verdict(Collected(outcomes), "p")
-    assert "above 1 of 1 methods that keep no data; the" in alone
+    assert "Of methods that keep no data, gpm alone was run: LDC" in alone
+    assert "is significantly above it (−20.0 ± 0.1 points)" in alone
     assert "none of these methods rehearses" in apart
     assert "above 1 of 2 methods that keep no data and are given its rehearsal; the" in given
     assert "nearest of them is ewc+r" in given
     assert above.startswith("**gpm+r is above LDC** (+1.0 ± 0.1 points")
+
+
+def test_its_rehearsal_alone_is_told_to_be_that():
+    outcomes = [*runs("ldc", LDC, regime="default"), *runs("naive+r", shifted(-0.2))]
+    given, what = verdict(Collected(outcomes), "p")
+    assert "are given its rehearsal, naive+r alone was run" in given
+    assert what == "naive+r is LDC without its constraint."
 
 
 def test_nothing_is_said_of_what_was_not_run():
