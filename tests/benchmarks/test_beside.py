@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 from lab_runs import TEXT
 
+import flatcl
 from benchmarks import beside, lab
 from benchmarks.carried import Carried
 from benchmarks.protocol_files import read
 from flatcl.errors import OptionError
 
-ROOT = Path(__file__).parents[2]
+PACKAGES = [Path(str(module.__file__)).parent for module in (flatcl, beside)]  # as installed
 
 
 def git(folder: Path, *arguments: str) -> None:
@@ -27,8 +28,8 @@ def copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lab_methods_apart: Non
     """The project with one commit, and results of its own."""
     root = tmp_path / "project"
     ignored = shutil.ignore_patterns("results", "__pycache__", "*.png", "*.html", "_pages")
-    for name in ("flatcl", "benchmarks"):
-        shutil.copytree(ROOT / name, root / name, ignore=ignored)
+    for package in PACKAGES:
+        shutil.copytree(package, root / package.name, ignore=ignored)
     git(root, "init", "-q")
     git(root, "add", ".")
     git(root, "commit", "-qm", "before")
