@@ -11,9 +11,9 @@ from benchmarks.views import bytes_text, p_text, settings_text
 from flatcl.scores import scores
 
 RIVALS: tuple[Family, ...] = (*CONTROL, *EWC, *WITHOUT_DATA)
+REHEARSING: tuple[Family, ...] = ("given",)
 KEEPING: tuple[Family, ...] = ("rehearsal",)
 BOUND: tuple[Family, ...] = ("bound",)
-_GIVEN: tuple[Family, ...] = ("given",)
 _ALONE = "naive+r"
 
 
@@ -51,7 +51,7 @@ def verdict(collected: Collected, protocol: str) -> list[str]:
         Sentences; none where no rival was run yet, or LDC was not.
     """
     rivals = against_rivals(collected, protocol)
-    given = against_rivals(collected, protocol, _GIVEN)
+    given = against_rivals(collected, protocol, REHEARSING)
     said = _said(collected, rivals, "methods that keep no data")
     if rivals:
         said.append(

@@ -145,9 +145,11 @@ STOCK = ("si-stock", "lwf-stock", "rwalk-stock")
 # outputs, where they are left out for compute; the same streams of Fashion-MNIST have them.
 SELDOM = ("agem", "dco", "ncl", "ogd", "owm", "rwalk", "ldc-published")
 # On class-incremental streams: replay by the size of its buffer, beside LDC and without; and each
-# method without memory given the rehearsal that LDC has. Naive is given it on every stream: what
-# LDC is without its constraint.
+# method without memory given the rehearsal that LDC has.
 MEMORIES = (50, 200, 1000, 4000)
+# Given it on every stream: Naive is then LDC without its constraint, and beside it stand a penalty
+# on weights and one on outputs, so that rehearsal alone does not tell LDC from them.
+REHEARSED = ("naive", "ewc-online", "lwf")
 # Naive's own rows, in the order in which they are tuned: what comes after is also tried at the rate
 # of the last (``tune``).
 PLAIN = ("naive-tuned", "naive")
@@ -176,8 +178,8 @@ def lab_methods() -> dict[str, Method]:
             found[label] = Method(label, name, change=_holding(images), kinds=("class",))
     for name, method in list(found.items()):
         keeps_none = family(name) in ("ewc", *WITHOUT_DATA) and name not in STOCK + ESTIMATORS
-        if name == "naive" or (keeps_none and "class" in method.kinds):
-            label, kinds = f"{name}{GIVEN}", method.kinds if name == "naive" else ("class",)
+        if name in REHEARSED or (keeps_none and "class" in method.kinds):
+            label, kinds = f"{name}{GIVEN}", method.kinds if name in REHEARSED else ("class",)
             found[label] = replace(method, name=label, change=_rehearsed, kinds=kinds)
     found["joint"] = Method("joint", "joint")
     return found

@@ -35,16 +35,18 @@ def made():
     return [
         *of("ldc", 0.0, "default", wobble=0.0), *of("ldc", 0.02), *of("naive", -0.3),
         *of("ewc", -0.05), *of("mas", 0.0), *of("joint", 0.05), *of("er", 0.01),
+        *of("naive+r", -0.02), *of("lwf+r", -0.01),
     ]  # fmt: skip
 
 
 def test_ties_and_rivals_above_are_marked():
     marked = entries(Collected(made()))[NAME]
     assert [e.versus.verdict if e and e.versus else None for e in marked] == [
-        "below", "below", "tie", "above", None, None, "above",
+        "below", "below", "tie", "below", "above", None, None, "above",
     ]  # fmt: skip
     found = row(made())
     assert found["best other without data"].endswith("(mas) =")
+    assert found["best with LDC's rehearsal"].endswith("(lwf+r)")
     assert found["ER"].endswith("↑")
     assert found["LDC, default"] == "**85.1 ± 0.1**"
     assert found["LDC, tuned"].startswith("87.1")
