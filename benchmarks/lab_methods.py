@@ -178,9 +178,14 @@ def lab_methods() -> dict[str, Method]:
             found[label] = Method(label, name, change=_holding(images), kinds=("class",))
     for name, method in list(found.items()):
         keeps_none = family(name) in ("ewc", *WITHOUT_DATA) and name not in STOCK + ESTIMATORS
-        if name in REHEARSED or (keeps_none and "class" in method.kinds):
-            label, kinds = f"{name}{GIVEN}", method.kinds if name in REHEARSED else ("class",)
-            found[label] = replace(method, name=label, change=_rehearsed, kinds=kinds)
+        if name in REHEARSED:
+            kinds = method.kinds
+        elif keeps_none and "class" in method.kinds:
+            kinds = ("class",)
+        else:
+            continue
+        label = f"{name}{GIVEN}"
+        found[label] = replace(method, name=label, change=_rehearsed, kinds=kinds)
     found["joint"] = Method("joint", "joint")
     return found
 
